@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import fx
@@ -13,17 +11,15 @@ from torch import fx
 from moec.dialect import Routing
 from moec.errors import MoecError
 from moec.experts import initialization as init
+from moec.experts.dense_place import put_experts
 from moec.pipeline.passes import Context, Contract, Pass
 from moec.program.moe_call import MoeCall, moe_nodes
 from moec.program.program import Program
-from moec.program.rewriting import call_like
 from moec.recognition.ffn import Ffn, find_ffns
 from moec.recognition.hand_written import find_hand_written
 from moec.recognition.linear import without_views
 from moec.weights import lazy as weights
 from moec.weights.lazy import Weight
-
-aten, ops = torch.ops.aten, torch.ops.moec
 
 
 @dataclass(frozen=True)
@@ -182,16 +178,7 @@ class Upcycle(Pass):
         # whole groups are chosen first, so that not even a tie between two groups' logits mixes their shards
         groups, top_groups = (self.experts, self.top_k // self.granularity) if self.granularity > 1 else (1, 1)
         routing = Routing(self.top_k, combine="renormalize", groups=groups, top_groups=top_groups)
-        with program.graph.inserting_before(ffn.output):
-            router, w_in, w_out, b_in, b_out = [program.read_weight(n) if n else None for n in names]
-            exact = program.weights[names[0]].dtype
-            call = partial(call_like, program, ffn.output, self.name)
-            rows = x if x.meta["val"].dtype == exact else call(aten.to.dtype, x, exact)
-            chosen = call(ops.route.default, call(aten.linear.default, rows, router), None, **routing.arguments())
-            weight, ids = call(operator.getitem, chosen, 0), call(operator.getitem, chosen, 1)
-            y = call(ops.experts.default, x, ids, weight, w_in, w_out, b_in, b_out, **ffn.activation.arguments())
-        ffn.output.replace_all_uses_with(y)
-        return y
+        return put_experts(program, ffn, x, names, routing, self.name)[1]
 
 
 def _shard(ffn: Ffn, index: int, count: int) -> tuple[Weight, Weight | None, Weight]:

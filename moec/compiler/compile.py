@@ -12,6 +12,7 @@ from pathlib import Path
 from moec.compiler.advice import advice_for
 from moec.compiler.cuts import cuts_explain
 from moec.compiler.memory_limit import kept_below, within_limit
+from moec.compiler.new_model import as_new_model
 from moec.compiler.options import Options
 from moec.compiler.padding import padding_explains
 from moec.compiler.parts import compile_parts
@@ -103,8 +104,11 @@ def _compile(
             backend.layouts(options.target) if options.build else ("plain",),
         ),
     )
-    corpus = corpus_of(options.exam.text, source) if options.exam else None
     calibration = calibration_for(options, source)
+    corpus = corpus_of(options.exam.text, source) if options.exam else None
+    asked = options.pipeline
+    source, following = as_new_model(source, asked, calibration, options.seed)
+    options = replace(options, pipeline=following)
     said = say_account(source, progress, said)
     with ExitStack() as stack:
         stack.enter_context(seldom_collected())
@@ -132,6 +136,7 @@ def _compile(
         stack.enter_context(padding_explains(source))
         stack.enter_context(advice_for(source, captured, options, calibration, corpus))
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)
+        steps = [*source.steps, *steps]
         stack.enter_context(checkpoint_of(named, source, options.save_hf, published))
         progress.stage("build")
         facts = (backend.build if options.build else backend.export)(
@@ -141,10 +146,12 @@ def _compile(
         progress.done(sizes_of_files(folder))
         lay_out(source, program, options, backend, folder)
         texts = {name: t.sha256 for name, t in (("text", corpus), ("calibration", calibration)) if t is not None}
+        texts |= {"models": source.models_hash} if source.models_hash else {}
         subject = subject_of(source, captured, program, backend, options, corpus)
         subject = replace(subject, own_text=next((c.text for c in checks if c.text), None))
         proof = prove_folder(subject, backend, options, folder, progress)
-        report = make_report(source, options, steps, facts, proof, backend, folder, texts)
+        told = replace(options, pipeline=asked)
+        report = make_report(source, told, steps, facts, proof, backend, folder, texts)
         report = replace(report, size=sizes_of(captured, program, source.size_bytes))
         report = replace(report, layers=look_inside(captured, program, [s for c in checks for s in c.samples[:1]]))
         source.require_unchanged()  # after the last hash
@@ -153,7 +160,9 @@ def _compile(
 
 def what_is_read(source: Source, options: Options) -> tuple[Path, ...]:
     """The files and folders that a compile reads, which its engine must not take the place of."""
-    return (*source.places, *(Path(text) for text in (options.text, options.calibration) if text))
+    calibration = options.calibration_text
+    texts = (*((options.text,) if options.text else ()), *(calibration.files if calibration else ()))
+    return (*source.places, *map(Path, texts))
 
 
 def say_account(source: Source, progress: Progress, said: Sequence[str] = ()) -> list[str]:

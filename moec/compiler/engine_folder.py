@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from moec.compiler.new_model import as_new_model, making
 from moec.compiler.open import open_source, source_kind
 from moec.compiler.options import Options
 from moec.compiler.proving import choose_reference, opened, ran_on
@@ -20,6 +21,8 @@ from moec.frontend.beside import CODE, held_to
 from moec.frontend.in_memory import is_in_memory
 from moec.frontend.source import Opening, Source
 from moec.layouts import model_folder
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.hooks import RecordHook
 from moec.pipeline.passes import Context
 from moec.program.program import Program
@@ -30,7 +33,7 @@ from moec.report.artefacts import MANIFEST, check_artefacts, size_bytes
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend
 from moec.targets.engine_file import EngineFile
-from moec.text.corpus import read_calibration
+from moec.text.corpus import calibration_hash, read_calibration
 
 
 class EngineFolder:
@@ -49,7 +52,7 @@ class EngineFolder:
         the engine was made from."""
         source = open_recorded(self.report, self._opening, model)
         source.account()
-        return source
+        return self._as_compiled(source)
 
     def own(self, model: Any = None) -> Source:
         """The model that the engine was made from, opened as at the compile: that of the manifest, or one in memory
@@ -66,16 +69,28 @@ class EngineFolder:
         opening = {} if isinstance(model, Source) else {**self.report.opening, **self._opening}
         source = open_source(model, **opening)
         require_same_source(self.report, source)
-        return source
+        return self._as_compiled(source)
+
+    def _as_compiled(self, source: Source) -> Source:
+        """What the compile began with: the model, or a new one that passes make of it. Raises M106 where other models
+        that it was made of have changed."""
+        made, _ = as_new_model(source, self.options.pipeline, self._calibration(source), self.options.seed)
+        if made.models_hash and made.models_hash != self.report.text_hashes.get("models"):
+            fix = "put them back, or compile anew"
+            raise MoecError("M106", "a model that was merged has changed since", str(self.options.pipeline), fix)
+        return made
+
+    def _calibration(self, source: Source) -> Calibration | None:
+        text = self.options.calibration_text
+        require_same_texts(self.report, self.options, ["calibration"])
+        return read_calibration(text, source, self.options.seed) if text else None
 
     def remake(self, source: Source, hooks: tuple[RecordHook, ...] = ()) -> tuple[Program, Program]:
         """The captured program, and the one that the engine was built from."""
-        text, seed = self.options.calibration_text, self.options.seed
-        require_same_texts(self.report, self.options, ["calibration"])
-        calibration = read_calibration(text, source, seed) if text else None
+        calibration = self._calibration(source)
         captured = source.capture(self.backend.precision(self.target))
-        context = Context(seed=seed, calibration=calibration)
-        program, _ = self.options.pipeline.run(captured, context, hooks)
+        context = Context(seed=self.options.seed, calibration=calibration)
+        program, _ = making(self.options.pipeline)[1].run(captured, context, hooks)
         program, _ = self.backend.legalize(self.target).run(program, context, hooks)
         return captured, program
 
@@ -248,16 +263,15 @@ def require_same_texts(report: Report, options: Options, settings: Sequence[str]
     for name in settings:
         file = getattr(options, name)
         if file is not None and file == report.settings.get(name):
-            require_same_text(file, report.text_hashes.get(name, ""), purposes[name])
+            require_same_text(CalibrationText(file), report.text_hashes.get(name, ""), purposes[name])
 
 
-def require_same_text(file: str, digest: str, purpose: str) -> None:
+def require_same_text(text: CalibrationText, digest: str, purpose: str) -> None:
     """Raise M106 when a text is not the one that an engine was judged on, or calibrated on."""
-    path = Path(file)
-    if not path.is_file() or file_hash(path) != digest:
+    if not all(Path(file).is_file() for file in text.files) or calibration_hash(text) != digest:
         raise MoecError(
             "M106",
             f"the text that the engine was {purpose} on has changed, or is missing",
-            str(path),
+            text.file,
             "put it back, name another with --text FILE, or compile anew",
         )

@@ -107,6 +107,7 @@ class Source(ABC):
             where it was made.
         scale: of dimensions that have many more elements than a text has tokens (samples of sound, pixels), how many
             stand for one token; sizes to verify at are so many times larger.
+        steps, models_hash: where passes make the model of several, what they did, and SHA-256 over the others' files.
         leaves_out: whether it knows `Opening.leave_out`; one that does not is never opened with it.
         stands_for: of a model that is cut to its first layers, for each layer of the whole one the layer that is of its
             kind; empty for a model that is whole.
@@ -120,6 +121,8 @@ class Source(ABC):
     snapshot: Snapshot | None = None
     recalled_from: str = ""
     scale: Mapping[str, int] = MappingProxyType({})
+    steps: Sequence[Any] = ()
+    models_hash: str = ""
     leaves_out: ClassVar[bool] = False
     stands_for: tuple[int, ...] = ()
 
@@ -145,8 +148,8 @@ class Source(ABC):
 
     @classmethod
     def files(cls, model: str) -> tuple[Path, ...]:
-        """Files that the model of this name is opened from, if they can be told without opening it, under their names
-        in `hashes`. Those of an engine's manifest are compared with its hashes before anything is opened."""
+        """Files that the model of this name is opened from, if that can be told without opening it, as in `hashes`. A
+        manifest's are compared with its hashes before anything is opened."""
         return ()
 
     @classmethod
@@ -157,8 +160,7 @@ class Source(ABC):
 
     @classmethod
     def runs(cls, model: str) -> str:
-        """What code of the model would run when it is opened or used; empty where none does. It is asked for models
-        that a manifest names, not the user."""
+        """What code of the model would run when it is opened or used; asked of models that a manifest names."""
         return ""
 
     @classmethod
@@ -168,14 +170,14 @@ class Source(ABC):
 
     @classmethod
     def described(cls, model: str) -> Source | None:
-        """The model as its config describes it, weights or none: it can be captured, not loaded. It may be cut to the
-        layers that hold every kind of layer. None where models keep no config."""
+        """The model as its config describes it, which can be captured, not loaded, perhaps cut to layers of every kind.
+        None where models keep no config."""
         return None
 
     @classmethod
     def save_tiny(cls, model: str, folder: Path, seed: int) -> int | None:
-        """Write a tiny random model of the same architecture into an empty folder; returns its parameters. None where
-        models keep no config."""
+        """Write a tiny random model of the architecture into an empty folder; returns its parameters, None without a
+        config."""
         return None
 
     @property
@@ -196,6 +198,14 @@ class Source(ABC):
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
         """The model as a Program, floating weights converted to `dtype` lazily."""
 
+    def alike(self, model: str) -> Source:
+        """Another model, opened as this one was, to be merged with it. Raises M201 where models of a kind do not."""
+        raise MoecError("M201", f"{self.text} cannot be merged with other models", model, "merge Hugging Face folders")
+
+    def reference_of(self, program: Program) -> Engine | None:
+        """The model that passes made of this one, in eager PyTorch; None where only the program says what it is."""
+        return None
+
     def parts(self) -> Mapping[str, Source]:
         """The models that are compiled in this one's place, by name, each to a graph; nothing for one that is one."""
         return {}
@@ -206,11 +216,7 @@ class Source(ABC):
 
     def account(self) -> Account:
         """What the model is taken to be and what is left out of it, before anything is compared. A module in memory is
-        what it is, and its inputs are those that it was given.
-
-        Raises:
-            MoecError: M215 to M217, or M205, for what cannot be explained.
-        """
+        what it is, with the inputs that it was given. Raises M215 to M217, or M205, for what cannot be explained."""
         return Account(self.text, inputs=tuple(i.name for i in self.inputs))
 
     def require_unchanged(self) -> None:
@@ -220,13 +226,11 @@ class Source(ABC):
 
     # ------------------------------------------------------------------ what stands beside a model
     def facts(self) -> ModelFacts:
-        """What clients of an engine need to know of its model; only a name where nothing says more. Raises M204 when
-        the files that say it are broken."""
+        """What clients of an engine need to know of its model; a name at least. Raises M204 where files are broken."""
         return ModelFacts(model_name(self.text))
 
     def write_companions(self, folder: Path) -> None:  # noqa: B027  # most sources have no files
-        """Put the model's own files (config, tokenizer, chat template, licence; no weights, no code) into an engine's
-        folder."""
+        """Put the model's own files (config, tokenizer, licence; no weights, no code) into an engine's folder."""
 
     def save_checkpoint(self, program: Program, folder: Path) -> None:
         """Write a rewritten program as a checkpoint in the form that this model came in, into a folder that does not
@@ -241,19 +245,18 @@ class Source(ABC):
 
     @classmethod
     def read_tokenizer(cls, folder: Path, text: str) -> Tokenizer | None:
-        """The tokenizer whose files lie in an engine's folder, else with the model of this name; None where this class
-        finds none. Question also where the model itself is not here. Raises M204 when it does not load."""
+        """The tokenizer in an engine's folder, else with the model of this name, which may not be here; None where this
+        class finds none. Raises M204 when it does not load."""
         return None
 
     @classmethod
     def read_facts(cls, folder: Path, text: str, inputs: Sequence[Input]) -> ModelFacts | None:
-        """The facts that the files in an engine's folder state, else those of the model of this name, with the engine's
-        inputs; None where this class finds none. Raises M204 when the files are broken."""
+        """The facts that an engine's files state, else those of the model of this name, with the engine's inputs; None
+        where this class finds none. Raises M204 when the files are broken."""
         return None
 
     def sample(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
-        """Random valid inputs of these sizes; every mask has padding in all rows but the first where there is room for
-        it."""
+        """Random valid inputs of these sizes; masks have padding in all rows but the first where there is room."""
         generator = torch.Generator().manual_seed(seed)
         sizes = with_encoder(dynamic_dimensions(self.inputs), {PAST: 0, **sizes})
         return {i.name: sample_input(i, self.domains.get(i.name), sizes, generator) for i in self.inputs}

@@ -93,6 +93,7 @@ class HuggingFaceSource(Source):
         self.size_bytes = origin.size_bytes
         decoder = has_cache(origin.template) and not only_features(origin.template, self._leave_out)
         self._has_parts = cache and given is None and not part and has_parts(origin.template)
+        self._asks_cache = cache
         self._cache = cache and decoder and (given is None or given.goes_with_a_cache)
         self._own_attention = decoder and not self._cache
         self._without = NO_CACHE if cache and decoder and not self._cache else ()
@@ -200,8 +201,7 @@ class HuggingFaceSource(Source):
         return account_of(self.origin, (i.name for i in inputs), self._leave_out, otherwise, fixed)
 
     def account(self) -> Account:
-        """See `moec.huggingface.account.account_of`; once the model is captured, with what its graph reads nothing
-        of."""
+        """See `moec.huggingface.account.account_of`; of a captured model, with what its graph reads nothing of."""
         found, known = self._account, {x.name for x in self._account.left_out}
         more = tuple(x for x in self._unread if x.name not in known)
         notes = (*found.notes, *self._without, *self._asked.notes(self.signature))
@@ -228,6 +228,16 @@ class HuggingFaceSource(Source):
         """The untouched model in eager PyTorch and float32, weights loaded."""
         return UntouchedEngine(self.origin.loaded(), self.signature, self.sample(self._capture_sizes))
 
+    def alike(self, model: str) -> HuggingFaceSource:
+        origin = self.origin.alike(model) if isinstance(self.origin, ModelFolder) else ModelFolder(model)
+        return HuggingFaceSource(model, origin, self._asks_cache, self._leave_out, self._given, self.part)
+
+    def reference_of(self, program: Program) -> Engine | None:
+        from moec.huggingface.saving.loaded_again import loaded_from
+
+        model = loaded_from(program, self)
+        return model and UntouchedEngine(model, self.signature, self.sample(self._capture_sizes))
+
     def facts(self) -> ModelFacts:
         return describe(self.origin, self.text, self.inputs)
 
@@ -251,12 +261,8 @@ class HuggingFaceSource(Source):
         return text_facts(folder, text, inputs)
 
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
-        """The model as a Program, its experts as `moec::experts`.
-
-        Raises:
-            MoecError: M205 a weight is missing, M206 experts that moec does not know, M207 a model that torch.export
-                cannot take.
-        """
+        """The model as a Program, its experts as `moec::experts`. Raises M205 where a weight is missing, M206 for
+        experts that moec does not know, M207 for a model that torch.export cannot take."""
         with explained(self._refusal):
             return captured_somehow(partial(self._capture, dtype), not self._cache)
 

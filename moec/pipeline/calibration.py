@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +27,7 @@ class Calibration:
         text: which one, and how much of it. sha256: of the file.
         tokens: int64 `[N]`. start: what the tokenizer puts before every text; it begins every window.
         seed: of the order.
+        parts: the texts by name, where several were given; this one is then all of them.
     """
 
     text: CalibrationText
@@ -34,6 +35,7 @@ class Calibration:
     tokens: Tensor = field(repr=False)
     start: tuple[int, ...] = ()
     seed: int = 0
+    parts: Mapping[str, Calibration] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.tokens) < self._step or self._step < 1:

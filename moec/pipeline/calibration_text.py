@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from moec.errors import MoecError
+
+_PART = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)=(?P<file>.+)")
 
 
 @dataclass(frozen=True)
@@ -13,8 +18,8 @@ class CalibrationText:
     """Which text, and how much of it.
 
     Attributes:
-        file: its name, see `moec.text.corpus.read_corpus`.
-        tokens: how much of it a pass may use; 0 for all.
+        file: its name, see `moec.text.corpus.read_corpus`; or several texts with names, `code=a.txt,law=b.txt`.
+        tokens: how much of it a pass may use, of each where there are several; 0 for all.
         window: tokens that the model sees at a time; never more than its context.
     """
 
@@ -30,6 +35,28 @@ class CalibrationText:
                 "--calibration-tokens",
                 "0 is all of the text",
             )
+        twice = [name for name, count in Counter(name for name, _ in self._named).items() if count > 1]
+        if twice:
+            what, fix = f"two texts are called {twice[0]}", "give each a name of its own: code=a.txt,law=b.txt"
+            raise MoecError("M201", what, "--calibration", fix)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The files by the names of their texts; empty for one text without a name, and for a file whose own name looks
+        like that."""
+        return dict(self._named)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that are read."""
+        return tuple(self.parts.values()) or (self.file,)
+
+    @property
+    def _named(self) -> list[tuple[str, str]]:
+        found = [_PART.fullmatch(part) for part in self.file.split(",")]
+        if not all(found) or Path(self.file).is_file():
+            return []
+        return [(match["name"], match["file"]) for match in found if match]
 
     @classmethod
     def of(cls, file: Any, tokens: int | None) -> CalibrationText | None:

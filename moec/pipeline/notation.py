@@ -15,6 +15,10 @@ from moec.pipeline.passes import Pass
 
 # a string, or a character that opens, closes or joins
 _PIECES = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[()\[\]{}-]""", re.DOTALL)
+# a string, or a path that stands in a list without quotes
+_PATHS = re.compile(
+    r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?<=[\[,\s])[\w.~+@-]*/[\w./~+@-]*(?=\s*[,\]])""", re.DOTALL
+)
 _FIX = 'write "pass(option=value, …), other-pass"'
 
 
@@ -63,7 +67,7 @@ def parse_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
     words as text. Raises M201 for anything else."""
     bad = MoecError("M201", f"cannot read the pipeline {text!r}", "the pipeline", _FIX)
     try:
-        tree = ast.parse(f"[{_underscore_names(text)}]", mode="eval").body
+        tree = ast.parse(f"[{_underscore_names(_quoted_paths(text))}]", mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: brackets nested without end
         raise bad from None
     if not isinstance(tree, ast.List):  # the text has brackets that close ours
@@ -80,11 +84,29 @@ def _read_call(item: ast.expr, bad: MoecError) -> tuple[str, dict[str, Any]]:
     given = [(ALONE, value) for value in call.args] + [(str(k.arg), k.value) for k in call.keywords]
     try:
         config = {
-            name: _Word(value.id) if isinstance(value, ast.Name) else ast.literal_eval(value) for name, value in given
+            name: _Word(value.id) if isinstance(value, ast.Name) else ast.literal_eval(_plain(value))
+            for name, value in given
         }
     except (ValueError, TypeError):  # a name inside, or a key that cannot be one
         raise bad from None
     return call.func.id.replace("_", "-"), config
+
+
+def _plain(value: ast.expr) -> ast.expr:
+    """A list with its words as texts; anything else as it is."""
+    if isinstance(value, ast.List):
+        value.elts = [ast.Constant(e.id) if isinstance(e, ast.Name) else e for e in value.elts]
+    return value
+
+
+def _quoted_paths(text: str) -> str:
+    """Paths in lists, `[code/, law/]`, in quotes."""
+
+    def quoted(match: re.Match[str]) -> str:
+        piece = match.group()
+        return piece if piece[0] in "'\"" else repr(piece)
+
+    return _PATHS.sub(quoted, text)
 
 
 def _underscore_names(text: str) -> str:

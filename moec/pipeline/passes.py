@@ -14,7 +14,7 @@ from moec.pipeline.calibration import Calibration
 from moec.pipeline.option_values import freeze, write_value
 from moec.program.program import Program
 
-Contract = Literal["exact", "approximate"]
+Contract = Literal["exact", "approximate", "new model"]
 Weights = Literal["any", "unquantized", "quantized"]
 
 
@@ -107,7 +107,7 @@ class Pass(ABC):
 
     Class attributes:
         contract: `exact` passes keep the function to floating-point tolerance; `approximate` ones carry an error
-            budget.
+            budget; after one that makes a `new model` that is what everything else is compared with, so it comes first.
         after: names of passes that must have run before this one.
         prepared_by: names of passes whose work this one looks for. The pipeline runs those that have not run yet, with
             their default options, just before it; they may find nothing, and are hooked, checked and reported like any
@@ -137,6 +137,10 @@ class Pass(ABC):
     def needs_calibration(self) -> bool:
         """Whether this configuration cannot work without a calibration text."""
         return False
+
+    def other_models(self) -> tuple[str, ...]:
+        """The models that it reads beside the program, as `Source.alike` opens them."""
+        return ()
 
     def without_data(self) -> Pass | None:
         """This pass without data and without long work, whose program has the form that this one's will have. None

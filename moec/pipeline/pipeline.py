@@ -79,7 +79,12 @@ class Pipeline:
             MoecError: M201 when the order is wrong, M203 when a pass lacks a calibration text or the weights it needs.
         """
         known = set(ran)
+        changed = [*known]
         for item in self.passes:
+            if item.contract_of() == "new model" and changed:
+                what = f"{item.name} makes a new model, which other passes work on"
+                raise MoecError("M201", what, "the pipeline", f"put {item.name} first")
+            changed += [item.name] if item.contract_of() != "new model" else []
             missing = next((name for name in item.after if name not in known), None)
             if missing is not None:
                 what = f"{item.name} must run after {missing}"

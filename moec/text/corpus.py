@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.memory import total_bytes
-from moec.files.regular import read_bytes
+from moec.files.regular import file_hash, read_bytes
 from moec.frontend.source import Source
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.calibration_text import CalibrationText
@@ -76,14 +76,36 @@ def corpus_of(text: str, source: Source, folder: Path | None = None) -> Corpus:
 
 
 def read_calibration(text: CalibrationText, source: Source, seed: int) -> Calibration:
-    """The text for passes that need data, in a source's tokens; windows are cut to the source's context.
+    """The text for passes that need data, in a source's tokens; windows are cut to the source's context. Several texts
+    with names are one that has them as parts.
 
     Raises:
-        MoecError: M211 when the text is shorter than one window, else see `corpus_of`.
+        MoecError: M211 when a text is shorter than one window, else see `corpus_of`.
     """
-    corpus = corpus_of(text.file, source)
     window = min(text.window, source.facts().context or text.window)
-    return Calibration(replace(text, window=window), corpus.sha256, corpus.tokens, corpus.start, seed)
+    parts = {
+        name: read_calibration(replace(text, file=file, window=window), source, seed)
+        for name, file in text.parts.items()
+    }
+    if not parts:
+        corpus = corpus_of(text.file, source)
+        return Calibration(replace(text, window=window), corpus.sha256, corpus.tokens, corpus.start, seed)
+    tokens, start = torch.cat([part.tokens for part in parts.values()]), next(iter(parts.values())).start
+    sha256 = _joined_hash({name: part.sha256 for name, part in parts.items()})
+    return Calibration(replace(text, window=window), sha256, tokens, start, seed, parts)
+
+
+def calibration_hash(text: CalibrationText) -> str:
+    """What `read_calibration` has as SHA-256 of a text, or of several. Raises OSError for a file that cannot be
+    read."""
+    if not text.parts:
+        return file_hash(text.file)
+    return _joined_hash({name: file_hash(file) for name, file in text.parts.items()})
+
+
+def _joined_hash(hashes: Mapping[str, str]) -> str:
+    lines = "".join(f"{digest}  {name}\n" for name, digest in hashes.items())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def read_corpus(file: Path, folder: Path, source: str, vocabulary: int = 0, kind: type[Source] | None = None) -> Corpus:

@@ -11,7 +11,7 @@ from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.pipeline.calibration import BATCH, Calibration
 from moec.pipeline.calibration_text import CalibrationText
-from moec.text.corpus import read_calibration
+from moec.text.corpus import calibration_hash, read_calibration
 
 
 def of(tokens: int, seed: int = 0, start: tuple[int, ...] = (), limit: int = 0) -> Calibration:
@@ -51,3 +51,17 @@ def test_a_short_text_is_refused(tokens: int) -> None:
     with pytest.raises(MoecError, match="too few for one window of 8") as caught:
         of(tokens)
     assert caught.value.code == "M211"
+
+
+def test_several_texts_are_one_with_parts(mixtral: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    for name, low in (("a", 3), ("b", 50)):
+        np.save(tmp_path / f"{name}.npy", low + np.arange(300) % 40)
+    text = CalibrationText(f"code={tmp_path}/a.npy,law={tmp_path}/b.npy", 0, 64)
+    both = read_calibration(text, open_source(str(mixtral)), seed=0)
+    assert list(both.parts) == ["code", "law"] and len(both.tokens) == 600
+    assert int(both.parts["code"].tokens.max()) < 50 <= int(both.parts["law"].tokens.min())
+    assert both.sha256 == calibration_hash(text) != both.parts["code"].sha256
+    np.save(tmp_path / "b.npy", np.arange(300) % 40)
+    assert both.sha256 != calibration_hash(text)

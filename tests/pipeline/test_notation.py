@@ -15,7 +15,7 @@ from moec import registry
 from moec.errors import MoecError
 from moec.passes.quantize import Quantize
 from moec.passes.upcycle import Upcycle
-from moec.pipeline.notation import check_options, make_pass
+from moec.pipeline.notation import check_options, make_pass, parse_calls
 from moec.pipeline.passes import Pass
 from moec.pipeline.pipeline import Pipeline
 
@@ -203,3 +203,11 @@ def test_a_table_without_a_name_is_refused(table: Any) -> None:
     with pytest.raises(MoecError, match="names no pass") as caught:
         Pipeline.of([table])
     assert caught.value.code == "M201"
+
+
+def test_paths_in_a_list_need_no_quotes() -> None:
+    found = parse_calls("merge(sources=[code/, ../law/x-1, 'a,/b', med], top_k=2), carve(experts=4)")
+    assert found[0] == ("merge", {"sources": ["code/", "../law/x-1", "a,/b", "med"], "top_k": 2})
+    assert found[1] == ("carve", {"experts": 4})
+    with pytest.raises(MoecError):
+        parse_calls("merge(sources=code/)")

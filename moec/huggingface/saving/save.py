@@ -29,7 +29,7 @@ def save_hf(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> str:
-    """Write an upcycled, pruned, trained or quantized causal language model as `config.json` and safetensors,
+    """Write an upcycled, merged, pruned, trained or quantized causal language model as `config.json` and safetensors,
     streaming: one block of a weight in memory at a time.
 
     The checkpoint's weights are the program's. Those that are packed are written in the compressed-tensors form, which
@@ -37,8 +37,8 @@ def save_hf(
     is written beside `folder` and renamed when it is whole.
 
     Args:
-        model: a program that was captured from a Hugging Face model, then upcycled, pruned or trained, and quantized or
-            not, fused or not; or the module that `program.module(trainable=True)` made, as it is now.
+        model: a program that was captured from a Hugging Face model, then upcycled, merged, pruned or trained, and
+            quantized or not, fused or not; or the module that `program.module(trainable=True)` made, as it is now.
         folder: to write; must not exist.
         source: the model that it was captured from, where the program does not know: its folder, its config, or the
             `HuggingFaceSource`. Tokenizer files are copied from a folder.
@@ -46,8 +46,8 @@ def save_hf(
         max_shard_bytes: of one weight file.
 
     Returns:
-        The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe` for an upcycled model, else the source's
-            own, which a pruned or trained one keeps.
+        The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe` for an upcycled or merged model, else the
+            source's own, which a pruned or trained one keeps.
 
     Raises:
         MoecError: M206 when no architecture of transformers, or the packed form, holds the model exactly, with the
@@ -62,7 +62,7 @@ def save_hf(
     program = with_plain_weights(program) if packed else program
     config = pruned_config(program, config) if pruned else config
     steps = {step.name for step in program.history}
-    if pruned or ((packed or TRAINED in steps) and "upcycle" not in steps):
+    if pruned or ((packed or TRAINED in steps) and not steps & {"upcycle", "merge"}):
         target, stored = _plan_own(program, source, config, dtype)
     else:
         target, stored = _plan_upcycled(program, config, dtype)

@@ -60,7 +60,7 @@ def read_upcycled(program: Program, config: Any, dtype: torch.dtype | None = Non
         routing=rule,
         experts=first.w_out.shape[0],
         intermediate=first.w_out.shape[2],
-        copies=all(step.contract == "exact" and step.name != TRAINED for step in program.history),
+        copies=all(step.contract == "exact" and step.name not in (TRAINED, "merge") for step in program.history),
         dtype=dtype or first.w_in.dtype,
     )
 

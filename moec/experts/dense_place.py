@@ -1,0 +1,43 @@
+"""A dense feed-forward network's place in a graph, taken by a router and experts that weigh their outputs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import fx
+
+from moec.dialect import Routing
+from moec.program.program import Program
+from moec.program.rewriting import call_like
+from moec.recognition.ffn import Ffn
+
+aten, ops = torch.ops.aten, torch.ops.moec
+
+
+def put_experts(
+    program: Program, ffn: Ffn, x: fx.Node, names: Sequence[str], routing: Routing, by: str
+) -> tuple[fx.Node, fx.Node]:
+    """Let a mixture compute what a network computed.
+
+    Args:
+        x: what the mixture reads: the network's input, or what stands in its place by now.
+        names: of router, w_in, w_out, b_in and b_out among the program's weights; empty where there is no bias.
+        routing: how experts are chosen. by: the pass's name.
+
+    Returns:
+        The node that holds the router's logits, and the one in the network's place.
+    """
+    with program.graph.inserting_before(ffn.output):
+        router, w_in, w_out, b_in, b_out = [program.read_weight(n) if n else None for n in names]
+        exact = program.weights[names[0]].dtype
+        call = partial(call_like, program, ffn.output, by)
+        rows = x if x.meta["val"].dtype == exact else call(aten.to.dtype, x, exact)
+        logits = call(aten.linear.default, rows, router)
+        chosen = call(ops.route.default, logits, None, **routing.arguments())
+        weight, ids = call(operator.getitem, chosen, 0), call(operator.getitem, chosen, 1)
+        y = call(ops.experts.default, x, ids, weight, w_in, w_out, b_in, b_out, **ffn.activation.arguments())
+    ffn.output.replace_all_uses_with(y)
+    return logits, y

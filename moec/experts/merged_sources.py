@@ -1,0 +1,131 @@
+"""Models that are to become the experts of one: opened as the base was, and held to its form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moec.errors import MoecError
+from moec.frontend.source import Source
+from moec.pipeline.calibration import BATCH, Calibration
+from moec.program.decoder_signature import text_inputs
+from moec.program.program import Program
+from moec.program.signature import Sample
+from moec.weights.difference import first_difference
+from moec.weights.lazy import Weight
+
+HELD_OUT = 8  # one window in eight judges what the others made
+_PROBED = 64  # tokens whose texts are compared
+_PROBE = "def f(x):\n    return {'a': [1, 2.5], \"b\": x}  # The quick brown fox, 12:30 -> Ærø\n"
+
+
+@dataclass(frozen=True)
+class MergeSource:
+    """A model that becomes an expert.
+
+    Attributes:
+        name: how its text is called. program: the base's graph with its weights.
+        text: inputs to fit on. held_out: inputs that judge.
+    """
+
+    name: str
+    program: Program
+    text: list[Sample]
+    held_out: list[Sample]
+
+
+def name_of(model: str) -> str:
+    """The last part of a folder's name or a hub id: how the calibration calls the model's text."""
+    return Path(model).name or model
+
+
+def open_sources(base: Program, models: Sequence[str], by: str) -> list[Program]:
+    """The programs of models with the base's graph. Origins of their weights begin with the model's name.
+
+    Args:
+        base: captured from a `Source`. models: as the user named them. by: the pass, for errors.
+
+    Raises:
+        MoecError: M203 for a model of another form, function or vocabulary, M201 where models of the base's kind cannot
+            be put together, else what opening it raises.
+    """
+    source = base.original.source
+    if not isinstance(source, Source):
+        what = "the program does not know the model that it was captured from"
+        raise MoecError("M203", what, by, "capture the base with moec.capture(folder)")
+    dtype = next(w.dtype for w in base.weights.values() if w.dtype.is_floating_point)
+    found = []
+    for model in models:
+        _require_same_tokens(source, model)
+        other = source.alike(model).capture(dtype)
+        _require_same_form(base, other, model)
+        found.append(_with_weights(base, other, name_of(model)))
+    return found
+
+
+def texts_of(base: Program, text: Calibration) -> tuple[list[Sample], list[Sample]]:
+    """A text as inputs to fit on, and as others that judge. Raises M203 for a text of one window."""
+    windows = text.windows()
+    if len(windows) < 2:
+        what = "the calibration text is one window, and a fit needs another to be judged by"
+        raise MoecError("M203", what, text.text.file, "give a longer text, or more of it with --calibration-tokens")
+    start = len(windows) - max(1, len(windows) // HELD_OUT)
+    parts = ([*torch.split(part, BATCH)] for part in (windows[:start], windows[start:]))  # type: ignore[no-untyped-call]
+    first, second = ([text_inputs(base.inputs, ids) for ids in part] for part in parts)
+    return first, second
+
+
+def _with_weights(base: Program, other: Program, name: str) -> Program:
+    program, marked = base.clone(), dict[int, Weight]()
+    for key in base.weights:
+        weight = other.weights[key]
+        program.weights[key] = marked.setdefault(id(weight), replace(weight, origin=f"{name}/{weight.origin}"))
+    return program
+
+
+def _require_same_form(base: Program, other: Program, model: str) -> None:
+    forms = [{n: (list(w.shape), str(w.dtype)[6:]) for n, w in p.weights.items()} for p in (base, other)]
+    wrong = next((n for n in (*forms[0], *forms[1]) if forms[0].get(n) != forms[1].get(n)), None)
+    if wrong is not None:
+        own, theirs = (f"{form[wrong][0]}" if wrong in form else "missing" for form in forms)
+        what = f"{wrong} is {theirs} there and {own} in the base: fine-tunes of one model can be merged, no others"
+        raise MoecError("M203", what, model, "leave it out, or give a fine-tune of the base")
+    code, theirs = (p.graph.python_code("self", include_stride=False).src for p in (base, other))
+    fixed = base.original.fixed & base.weights.keys()
+    another = next((n for n in sorted(fixed) if first_difference(base.weights[n], other.weights[n])), None)
+    if code != theirs or another:
+        what = f"it computes otherwise than the base: {another or _first_other_line(code, theirs)}"
+        raise MoecError("M203", what, model, "compare both config.json: all but names has to be equal")
+
+
+def _first_other_line(code: str, other: str) -> str:
+    pairs = zip(code.splitlines(), other.splitlines(), strict=False)
+    return next((b.partition(";")[0].strip()[:120] for a, b in pairs if a != b), "one graph is longer")
+
+
+def _require_same_tokens(base: Source, model: str) -> None:
+    """Raise M203 where both have a tokenizer, and one reads a text otherwise."""
+    own, theirs = (type(base).read_tokenizer(Path(text), text) for text in (base.text, model))
+    if own is None or theirs is None:
+        return
+    tokens: list[int] = own.encode(_PROBE)
+    same = theirs.encode(_PROBE) == tokens and _texts(own, base) == _texts(theirs, base)
+    if not same:
+        what = "its tokenizer gives other tokens than the base's: one vocabulary is needed for all experts"
+        raise MoecError("M203", what, model, "merge fine-tunes that kept the base's tokenizer")
+
+
+def _texts(tokenizer: object, base: Source) -> list[str]:
+    domain = base.domains.get("input_ids")
+    high = domain.high if domain else 0
+    step = max(1, high // _PROBED)
+    return [tokenizer.decode([token]) for token in range(0, high, step)]  # type: ignore[attr-defined]
+
+
+def joined(values: Sequence[Tensor]) -> Tensor:
+    """Values of several inputs as rows `[T, H]`."""
+    return torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
