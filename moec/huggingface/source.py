@@ -45,31 +45,6 @@ from moec.program.program import Input, Program
 NO_CACHE = ("no cache of keys and values: the inputs that were given are not input_ids and attention_mask of any size",)
 
 
-def open_source(
-    text: str,
-    *,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-    cache: bool = True,
-    leave_out: Sequence[str] = (),
-    part: str = "",
-) -> HuggingFaceSource:
-    """Open a model directory, or a hub id that is in the local cache; nothing is downloaded and no weight is read.
-
-    With `cache`, a model that generates text gets a cache of keys and values as inputs and outputs. `leave_out` names
-    what the engine is to be without, see `moec.frontend.account.LeaveOut`; `part`: `encoder` or `decoder` of a model
-    that has both, see `HuggingFaceSource.parts`.
-
-    Raises:
-        MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without
-            permission.
-    """
-    opening = Opening(
-        trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, cache=cache, leave_out=leave_out, part=part
-    )
-    return HuggingFaceSource.open(text, opening)
-
-
 class HuggingFaceSource(Source):
     """A model of the transformers library."""
 
@@ -139,7 +114,13 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def open(cls, model: Any, opening: Opening) -> HuggingFaceSource:
-        """See `open_source` and `from_model`."""
+        """Open a model directory, or a hub id that is in the local cache; nothing is downloaded and no weight is read.
+        With a cache, a model that generates text has its states as inputs and outputs.
+
+        Raises:
+            MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without
+                permission.
+        """
         if isinstance(model, nn.Module):
             return cls.from_model(model, opening.cache, opening.leave_out, Given.of(opening), opening.part)
         wanted = LeaveOut(opening.leave_out)

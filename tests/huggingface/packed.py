@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from moec import open_source
 from moec.huggingface.saving.save import save_hf
-from moec.huggingface.source import HuggingFaceSource, open_source
+from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import moec
+from moec import open_source
 from moec.errors import MoecError
 from moec.frontend.account import Account
 from moec.huggingface.account import covering
-from moec.huggingface.source import open_source
 from moec.progress import Progress
 from tests import zoo
 from tests.huggingface.conftest import Saved

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from moec import open_source
 from moec.files import kept
 from moec.huggingface import capturing
-from moec.huggingface.source import HuggingFaceSource, open_source
+from moec.huggingface.source import HuggingFaceSource
 from tests.kept_captures import count_captures
 from tests.zoo import edit_config, moe_configs, save
 

@@ -11,9 +11,10 @@ import torch
 import transformers
 from torch import Tensor
 
+from moec import open_source
 from moec.errors import MoecError
 from moec.frontend.source import Source
-from moec.huggingface.source import HuggingFaceSource, open_source
+from moec.huggingface.source import HuggingFaceSource
 from moec.program.decoder_signature import without_padding
 from moec.program.program import Program
 from moec.weights.lazy import rowwise

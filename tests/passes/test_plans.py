@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from moec import registry
+from moec import open_source, registry
 from moec.errors import MoecError
-from moec.huggingface.source import open_source
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.hooks import RecordHook

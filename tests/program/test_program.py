@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moec import open_source
 from moec.errors import MoecError
 from moec.frontend.export import capture
-from moec.huggingface.source import open_source
 from moec.program.program import Input, Program, users
 from moec.weights.lazy import from_tensor, scale
 

@@ -48,7 +48,7 @@ class _BothSides(TorchFunctionMode):
             raise MoecError("M207", "a branch on an overflow does something else than cut it off", "capture", _REPORT)
         if func is Tensor.__bool__ and (found := self._answer(first)):
             x, all_well = found
-            self._cut = x, first if all_well else first.logical_not()  # type: ignore[union-attr]
+            self._cut = x, args[0] if all_well else args[0].logical_not()
             return not all_well
         result = func(*args, **(kwargs or {}))
         if func in _ASKED and isinstance(first, Tensor) and first.dtype == torch.float16:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from moec import open_source
 from moec.huggingface.inputs.signature import results
-from moec.huggingface.source import open_source
 from tests import zoo
 from tests.huggingface.conftest import Saved
 

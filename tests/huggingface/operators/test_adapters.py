@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers
 
+from moec import open_source
 from moec.errors import MoecError
 from moec.huggingface.operators.adapters import adapt
 from moec.huggingface.reading.folder import ModelFolder
-from moec.huggingface.source import open_source
 from tests.huggingface.conftest import Saved
 
 

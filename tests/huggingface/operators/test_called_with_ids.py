@@ -13,9 +13,10 @@ import transformers
 from transformers.models.step3p7.configuration_step3p7 import Step3p7TextConfig
 from transformers.models.step3p7.modeling_step3p7 import Step3p7TextModel
 
+from moec import open_source
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
-from moec.huggingface.source import HuggingFaceSource, open_source
+from moec.huggingface.source import HuggingFaceSource
 from moec.program.moe_call import MoeCall, moe_nodes
 from tests import nomic_moe
 

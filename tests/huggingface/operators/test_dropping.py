@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from transformers.models.nllb_moe import modeling_nllb_moe as nllb_code
 from transformers.models.switch_transformers import modeling_switch_transformers as switch_code
 
+from moec import open_source
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.huggingface.operators import dropping
 from moec.huggingface.operators.dropping import adapt_dropping, reads_two_experts_only
-from moec.huggingface.source import open_source
 from moec.program.dialect_call import ROUTE, RouteCall
 from moec.program.moe_call import moe_nodes
 from moec.weights.lazy import from_tensor

@@ -10,10 +10,10 @@ import torch
 import transformers
 from transformers.models.jetmoe import modeling_jetmoe as code
 
+from moec import open_source
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.huggingface.operators.parallel_experts import adapt_parallel, is_parallel
-from moec.huggingface.source import open_source
 from moec.program.dialect_call import ROUTE
 from moec.program.moe_call import moe_nodes
 

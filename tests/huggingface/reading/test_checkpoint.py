@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from moec import open_source
 from moec.errors import MoecError
 from moec.huggingface.reading.checkpoint import read_checkpoint
-from moec.huggingface.source import open_source
 from tests import zoo
 from tests.huggingface.conftest import Saved
 

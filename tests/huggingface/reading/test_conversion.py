@@ -9,9 +9,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from moec import open_source
 from moec.errors import MoecError
 from moec.huggingface.reading.folder import ModelFolder
-from moec.huggingface.source import open_source
 from tests import zoo
 from tests.huggingface.conftest import Saved
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import moec
+from moec import open_source
 from moec.errors import MoecError
-from moec.huggingface.source import open_source
 from tests import zoo
 from tests.huggingface.conftest import Saved
 from tests.reported import CASES

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from moec import open_source
 from moec.errors import MoecError
-from moec.huggingface.source import open_source
 from tests import zoo
 from tests.huggingface.conftest import Saved
 

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from moec import open_source
 from moec.errors import MoecError
 from moec.huggingface.reading import peft_adapter
-from moec.huggingface.source import HuggingFaceSource, open_source
+from moec.huggingface.source import HuggingFaceSource
 from tests import zoo
 from tests.reported import lora_beside_base
 

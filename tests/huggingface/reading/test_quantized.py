@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import moec
+from moec import open_source
 from moec.errors import MoecError
 from moec.huggingface.reading.quantized import decoder_of, keep_packed
-from moec.huggingface.source import open_source
 from moec.program.program import Program
 from moec.weights.lazy import rowwise
 from tests import zoo

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from moec import open_source
 from moec.errors import MoecError
-from moec.huggingface.source import HuggingFaceSource, open_source
+from moec.huggingface.source import HuggingFaceSource
 from moec.program.program import Program
 from moec.weights.lazy import from_tensor
 from tests.huggingface import packed

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from moec import open_source
 from moec.errors import MoecError
 from moec.huggingface.saving.plain_weights import is_quantized, refuse_floats, with_plain_weights
-from moec.huggingface.source import HuggingFaceSource, open_source
+from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.pipeline import Pipeline
 from moec.program.dialect_call import DEQUANTIZE
 from moec.program.program import Program

@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from moec import open_source
 from moec.errors import MoecError
 from moec.huggingface.reading import skeleton
 from moec.huggingface.saving.plain_weights import with_plain_weights
 from moec.huggingface.saving.same_architecture import check_tied, plan_same
 from moec.huggingface.saving.save import save_hf
-from moec.huggingface.source import HuggingFaceSource, open_source
+from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from tests.huggingface.conftest import Saved

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from moec import open_source
 from moec.errors import MoecError
 from moec.huggingface.saving.save import save_hf
-from moec.huggingface.source import HuggingFaceSource, open_source
+from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.pipeline import Pipeline
 from moec.program.original import Original
 from moec.program.program import Program
