@@ -229,7 +229,7 @@ def llama_cpp(folder: Path, q4: bool = False) -> Run:
 
     def step(ids: list[int]) -> Any:
         model.eval(ids)
-        return np.ctypeslib.as_array(model._ctx.get_logits(), (VOCABULARY,)).copy()
+        return np.ctypeslib.as_array(model._ctx.get_logits(), (model.n_vocab(),)).copy()
 
     def prefill(ids: Any) -> Any:
         model.reset()
