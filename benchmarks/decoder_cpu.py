@@ -19,15 +19,13 @@ figures. One that is not installed, or not ready in time, is named with the reas
 from __future__ import annotations
 
 import statistics
-import tempfile
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decoder_contestants import CASES, CONTESTANTS, DENSE_ONLY, MOE_ONLY, VOCABULARY
-from decoder_sittings import PROMPT, SHORT, Contestant, Measured, Times, compete, publish, read_options
-from moe_cpu import environment, wait_for_quiet
+from decoder_contestants import CONTESTANTS, DENSE_ONLY, MOE_ONLY
+from decoder_models import CASES, VOCABULARY
+from decoder_sittings import PROMPT, SHORT, Benchmark, Contestant, Measured, Times
+from moe_cpu import wait_for_quiet
 
 TOKENS = 24
 ALLOWED = 1e-2  # of the logits' standard deviation; llama.cpp's sums are in another order
@@ -79,7 +77,7 @@ def rows_of(case: str, times: Times, errors: dict[str, float], absent: dict[str,
     return rows
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: dict[str, Any]) -> list[str]:
     """The report for people, as Markdown."""
     rows = report["rows"]
     value = {(r["case"], r["who"], r["unit"]): r["value"] for r in rows}
@@ -98,27 +96,18 @@ def table(report: dict[str, Any]) -> str:
         for r in rows
         if r["unit"] == "std from eager"
     ]
-    machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    return "\n".join(
-        [f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}", "", *lines]
-    )
-
-
-def main() -> None:
-    options = read_options(__doc__.splitlines()[0], CONTESTANTS, "moec and eager")  # type: ignore[union-attr]
-    report: dict[str, Any] = {**environment(), "rows": []}
-    meter = partial(measure, rounds=options.rounds, patience=options.patience)
-    for name in options.case:
-        with tempfile.TemporaryDirectory(prefix="moec-bench-") as temporary:
-            folder = Path(temporary) / "model"
-            CASES[name].save(folder)
-            unfit = MOE_ONLY if name == "dense" else DENSE_ONLY
-            wanted = [
-                who for who in CONTESTANTS if who in ("moec", "eager") or (who in options.only and who not in unfit)
-            ]
-            report["rows"] += rows_of(name, *compete(name, folder, wanted, meter, options.sittings, options.limit))
-    publish(report, table(report), "decoder_cpu", options)
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    Benchmark(
+        name="decoder_cpu",
+        about=__doc__,
+        cases=CASES,
+        people=tuple(CONTESTANTS),
+        always=("moec", "eager"),
+        measure=measure,
+        rows_of=rows_of,
+        table=table,
+        unfit={"moe": DENSE_ONLY, "dense": MOE_ONLY},
+    ).run()

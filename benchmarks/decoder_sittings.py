@@ -9,13 +9,16 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decoder_contestants import CASES, CONTESTANTS
+from decoder_contestants import CONTESTANTS
+from moe_cpu import environment
 
 RESULTS = Path(__file__).with_name("results")
 PROMPT, SHORT = 512, 64  # tokens of a prompt that is timed, and of one before decoding is
@@ -92,27 +95,74 @@ class Contestant:
         self.process.join()
 
 
-def read_options(
-    about: str, people: Iterable[str], always: str, cases: Iterable[str] = tuple(CASES)
-) -> argparse.Namespace:
-    """The command line of the benchmarks; `always` names who competes whatever `--only` says."""
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--case", nargs="+", choices=list(cases), default=list(cases))
-    parser.add_argument(
-        "--only", nargs="+", choices=list(people), default=list(people), help=f"contestants besides {always}"
-    )
-    parser.add_argument("--rounds", type=int, default=4, help="in each sitting")
-    parser.add_argument("--sittings", type=int, default=2, help="how often all processes are made anew")
-    parser.add_argument(
-        "--patience",
-        type=float,
-        default=0.0,
-        help="on a shared machine: seconds to wait, before each run, for others to be idle",
-    )
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds that a contestant may take to get ready")
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write JSON and a table into {RESULTS.name}/")
-    return parser.parse_args()
+@dataclass(frozen=True)
+class Benchmark:
+    """Who competes on which models, what is measured, and how it is told.
+
+    Attributes:
+        name: of the files in `results/`. about: the module's text; `--help` shows its first paragraph.
+        cases: what saves a model into a folder, by name.
+        people: who competes, in this order. always: those whom `--only` does not leave out.
+        unfit: those who do not run a case. measure, rows_of, table: the benchmark's own.
+    """
+
+    name: str
+    about: str
+    cases: Mapping[str, Any]
+    people: Sequence[str]
+    always: Sequence[str]
+    measure: Callable[..., Measured]
+    rows_of: Callable[..., list[dict[str, Any]]]
+    table: Callable[[dict[str, Any]], list[str]]
+    unfit: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Every case that the command line asks for, printed or saved."""
+        options = self._options()
+        report: dict[str, Any] = {**environment(), "rows": []}
+        meter = partial(self.measure, rounds=options.rounds, patience=options.patience)
+        for name in options.case:
+            able = [who for who in self.people if who not in self.unfit.get(name, ())]
+            wanted = [who for who in able if who in (*self.always, *options.only)]
+            with tempfile.TemporaryDirectory(prefix="moec-bench-") as temporary:
+                folder = Path(temporary) / "model"
+                self.cases[name].save(folder)
+                found = compete(name, folder, wanted, meter, options.sittings, options.limit)
+            report["rows"] += self.rows_of(name, *found)
+        publish(report, under_machine(report, self.table(report)), self.name, options)
+
+    def _options(self) -> argparse.Namespace:
+        parser = argparse.ArgumentParser(description=self.about.split("\n\n")[0])
+        cases, others = list(self.cases), [who for who in self.people if who not in self.always]
+        parser.add_argument("--case", nargs="+", choices=cases, default=cases)
+        parser.add_argument(
+            "--only",
+            nargs="+",
+            choices=list(self.people),
+            default=others,
+            help=f"contestants besides {', '.join(self.always)}",
+        )
+        parser.add_argument("--rounds", type=int, default=4, help="in each sitting")
+        parser.add_argument("--sittings", type=int, default=2, help="how often all processes are made anew")
+        parser.add_argument(
+            "--patience",
+            type=float,
+            default=0.0,
+            help="on a shared machine: seconds to wait, before each run, for others to be idle",
+        )
+        parser.add_argument(
+            "--limit", type=float, default=600.0, help="seconds that a contestant may take to get ready"
+        )
+        parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
+        parser.add_argument("--save", action="store_true", help=f"write JSON and a table into {RESULTS.name}/")
+        return parser.parse_args()
+
+
+def under_machine(report: dict[str, Any], lines: list[str]) -> str:
+    """A table's lines, with the machine and the versions above them."""
+    machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+    head = f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}"
+    return "\n".join([head, "", *lines]).rstrip()
 
 
 def publish(report: dict[str, Any], table: str, name: str, options: argparse.Namespace) -> None:

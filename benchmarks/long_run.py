@@ -4,12 +4,12 @@ got first?
 usage: python benchmarks/long_run.py [--generations 2000] [--states KIND] [--engine DIR] [--seed 0] [--json]
 
 By default a small random Qwen3-MoE (4 layers, hidden 128, 8 experts, top-2) is compiled first; with `--states` a model
-that carries another kind of state from token to token: convolutions' windows, the matrices of gated delta nets, of
-Mamba-2 or of lightning attention. Each generation takes 1
-to 4 prompts out of 60 (1 to 120 tokens), in one padded batch, and writes a random number of tokens, up to 80. A row has
-to agree with the longest text that its prompt has got so far, in whatever company that was. Resident memory is read
-after each generation; the quarters' means are compared. Exit status 1 when a text differs or memory grew by more than 2
-% between the first and the last quarter.
+that carries another kind of state from token to token (`long_run_models.py`): convolutions' windows, the matrices of
+gated delta nets, of Mamba, of Mamba-2 or of lightning attention, an indexer's keys, or the keys and values of an
+encoder. Each generation takes 1 to 4 prompts out of 60 (1 to 120 tokens), in one padded batch, and writes a random
+number of tokens, up to 80. A row has to agree with the longest text that its prompt has got so far, in whatever company
+that was. Resident memory is read after each generation; the quarters' means are compared. Exit status 1 when a text
+differs or memory grew by more than 2 % between the first and the last quarter.
 """
 
 from __future__ import annotations
@@ -28,92 +28,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from long_run_models import STATES, VOCABULARY, compile_small
+from torch import Tensor
 
 import moec
+from moec.execution.encoder_decoder import EncoderDecoderEngine, respond
 from moec.execution.generation import generate, pad
 from moec.execution.memory import rss_bytes
 
 PROMPTS, PROMPT, NEW, BATCHES = 60, 120, 80, (1, 2, 3, 4)
-VOCABULARY, GROWTH = 512, 1.02
+GROWTH = 1.02
 
 
-SMALL = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.2,
-    "tie_word_embeddings": False,
-    "num_experts_per_tok": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-# kind of state -> what the model's classes are called, and the rest of its config
-STATES: dict[str, tuple[str, dict[str, Any]]] = {
-    "keys": ("Qwen3Moe", {"head_dim": 32, "moe_intermediate_size": 128, "num_experts": 8, "norm_topk_prob": True}),
-    "conv": (
-        "Lfm2Moe",
-        {
-            "intermediate_size": 128,
-            "moe_intermediate_size": 128,
-            "num_experts": 8,
-            "num_dense_layers": 1,
-            "layer_types": ["conv", "conv", "full_attention", "conv"],
-        },
-    ),
-    "delta": (
-        "Qwen3Next",
-        {
-            "head_dim": 32,
-            "intermediate_size": 128,
-            "moe_intermediate_size": 128,
-            "shared_expert_intermediate_size": 128,
-            "num_experts": 8,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 16,
-            "linear_value_head_dim": 16,
-        },
-    ),
-    "mamba2": (
-        "GraniteMoeHybrid",
-        {
-            "intermediate_size": 128,
-            "shared_intermediate_size": 128,
-            "num_local_experts": 8,
-            "mamba_n_heads": 8,
-            "mamba_d_head": 32,
-            "mamba_d_state": 16,
-            "mamba_n_groups": 1,
-            "layer_types": ["mamba", "mamba", "attention", "mamba"],
-        },
-    ),
-    "lightning": (
-        "MiniMax",
-        {
-            "head_dim": 32,
-            "intermediate_size": 128,
-            "num_local_experts": 8,
-            "block_size": 32,
-            "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
-        },
-    ),
-}
-
-
-def compile_small(folder: Path, states: str = "keys") -> Path:
-    """A small random decoder with such states, weights large enough that its texts do not repeat one token."""
-    import transformers
-
-    torch.manual_seed(0)
-    name, rest = STATES[states]
-    config = getattr(transformers, f"{name}Config")(**{**SMALL, **rest})
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    moec.compile(model, target="onnxruntime:cpu,threads=1", out=folder)
-    return folder
+def write(engine: Any, ids: Tensor, mask: Tensor, tokens: int) -> list[list[int]]:
+    """A text for each prompt; an encoder reads the prompts where there is one, and the decoder starts with token 0."""
+    if isinstance(engine, EncoderDecoderEngine):
+        given, start = {"input_ids": ids, "attention_mask": mask}, torch.zeros(len(ids), 1, dtype=torch.int64)
+        steps = respond(engine, given, start, max_tokens=tokens)
+    else:
+        steps = generate(engine, ids, mask, max_tokens=tokens)
+    return torch.stack(list(steps), dim=1).tolist()
 
 
 def run(folder: Path, generations: int, seed: int) -> dict[str, Any]:
@@ -126,7 +60,7 @@ def run(folder: Path, generations: int, seed: int) -> dict[str, Any]:
     for number in range(generations):
         chosen = [chance.randrange(PROMPTS) for _ in range(chance.choice(BATCHES))]
         ids, mask = pad([prompts[c] for c in chosen])
-        rows = torch.stack(list(generate(engine, ids, mask, max_tokens=chance.randint(1, NEW))), dim=1).tolist()
+        rows = write(engine, ids, mask, chance.randint(1, NEW))
         for prompt, row in zip(chosen, rows, strict=True):
             known = longest.setdefault(prompt, row)
             both = min(len(known), len(row))

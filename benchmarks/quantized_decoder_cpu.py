@@ -20,7 +20,6 @@ their distance from the untouched model is printed.
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,10 +28,11 @@ from typing import Any
 import decoder_contestants
 import numpy as np
 import torch
-from decoder_contestants import CASES, DENSE_ONLY, MOE_ONLY, VOCABULARY, Run, continued, once
+from decoder_contestants import DENSE_ONLY, MOE_ONLY, Run, continued, once
 from decoder_cpu import TOKENS
-from decoder_sittings import SHORT, Contestant, Measured, Times, compete, publish, read_options
-from moe_cpu import environment, wait_for_quiet
+from decoder_models import CASES, VOCABULARY
+from decoder_sittings import SHORT, Benchmark, Contestant, Measured, Times
+from moe_cpu import wait_for_quiet
 
 from moec.execution.engine import EagerEngine
 from moec.program.program import Program
@@ -144,7 +144,7 @@ def rows_of(case: str, times: Times, errors: dict[str, float], absent: dict[str,
     return rows
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: dict[str, Any]) -> list[str]:
     """The report for people, as Markdown."""
     rows, lines = report["rows"], list[str]()
     value = {(r["case"], r["who"], r["unit"]): r["value"] for r in rows}
@@ -165,25 +165,18 @@ def table(report: dict[str, Any]) -> str:
             if r["case"] == case and r["unit"] == "std from eager"
         ]
         lines.append("")
-    machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    return "\n".join(
-        [f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}", "", *lines]
-    ).rstrip()
-
-
-def main() -> None:
-    options = read_options(__doc__.splitlines()[0], PEOPLE, "moec's, eager and the readers")  # type: ignore[union-attr]
-    report: dict[str, Any] = {**environment(), "rows": []}
-    meter = partial(measure, rounds=options.rounds, patience=options.patience)
-    for name in options.case:
-        with tempfile.TemporaryDirectory(prefix="moec-bench-") as temporary:
-            folder = Path(temporary) / "model"
-            CASES[name].save(folder)
-            unfit = MOE_ONLY if name == "dense" else (*DENSE_ONLY, "genai builder int4", "genai builder int4 exact")
-            wanted = [who for who in PEOPLE if who not in unfit and who in (*options.only, *BASES, "eager", "read")]
-            report["rows"] += rows_of(name, *compete(name, folder, wanted, meter, options.sittings, options.limit))
-    publish(report, table(report), "quantized_decoder_cpu", options)
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    Benchmark(
+        name="quantized_decoder_cpu",
+        about=__doc__,
+        cases=CASES,
+        people=tuple(PEOPLE),
+        always=(*BASES, "eager", "read"),
+        measure=measure,
+        rows_of=rows_of,
+        table=table,
+        unfit={"moe": (*DENSE_ONLY, "genai builder int4", "genai builder int4 exact"), "dense": MOE_ONLY},
+    ).run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from moec.backends.onnx.folding import folding, remove_unused, share_equal_nodes
 from moec.backends.onnx.steps import Step
 from moec.backends.onnxruntime.attention.rotary_inside import rotate_inside
+from moec.backends.onnxruntime.optimization.cuts import cut_by_kind, join_cuts
 from moec.backends.onnxruntime.optimization.filled import join_filled
 from moec.backends.onnxruntime.optimization.fusions import fuse
 from moec.backends.onnxruntime.optimization.packing import pack_products
@@ -27,7 +28,8 @@ def optimization(optimize_for: str = "latency", provider: str = "cpu") -> list[S
         Step("fuse-rotary", fuse_rotary),
         *([Step("start-ranges", start_ranges)] if provider == "cuda" else []),
         Step("rotate-by-token", rotate_by_token),
-        *([Step("pack-products", pack_products)] if optimize_for == "latency" else []),
+        Step("cut-by-kind", cut_by_kind),
+        *([Step("pack-products", pack_products), Step("join-cuts", join_cuts)] if optimize_for == "latency" else []),
         *([Step("take-biases", take_biases)] if provider == "cuda" else []),
         Step("spare-reshapes", spare_reshapes),
         Step("share-sizes", share_sizes),

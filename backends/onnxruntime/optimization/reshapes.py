@@ -20,9 +20,7 @@ def spare_reshapes(model: ir.Model) -> int:
     Returns how many nodes there are less.
     """
     graph, before = model.graph, len(model.graph)
-    for node in list(graph):
-        if _is(node, "Reshape"):
-            _join(graph, node)
+    join_reshapes(graph)
     for node in list(graph):
         if _is(node, "Split"):
             _cut_heads(graph, node)
@@ -34,6 +32,13 @@ def spare_reshapes(model: ir.Model) -> int:
 
 def _is(node: ir.Node | None, op: str) -> bool:
     return node is not None and node.op_type == op and node.domain == ""
+
+
+def join_reshapes(graph: ir.Graph) -> None:
+    """Let a reshape of a reshape be one, or none where it leads back, in place."""
+    for node in list(graph):
+        if _is(node, "Reshape"):
+            _join(graph, node)
 
 
 def _join(graph: ir.Graph, node: ir.Node) -> None:
@@ -52,7 +57,7 @@ def _join(graph: ir.Graph, node: ir.Node) -> None:
     ):
         ir.convenience.replace_all_uses_with(node.outputs[0], whole)
         graph.remove(node, safe=True)
-    elif _stands_alone(node):
+    elif stands_alone(node):
         node.replace_input_with(0, whole)
     remove_if_unread(graph, first)
 
@@ -68,7 +73,7 @@ def _is_known(shape: ir.Shape | None) -> bool:
     return shape is not None and all(isinstance(d, int) or d.value is not None for d in shape)
 
 
-def _stands_alone(reshape: ir.Node) -> bool:
+def stands_alone(reshape: ir.Node) -> bool:
     """Whether no size of the result is copied from the input's: none is written as 0, or 0 means 0."""
     shape = reshape.inputs[1]
     if reshape.attributes.get_int("allowzero", 0) == 1:
