@@ -11,6 +11,7 @@ import torch
 from moec.errors import MoecError
 from moec.huggingface.reading import skeleton
 from moec.huggingface.saving.carved import CODE, is_carved, plan_carved, read_carved
+from moec.huggingface.saving.carved_stock import plan_stock
 from moec.huggingface.saving.compressed_tensors import in_packed_form
 from moec.huggingface.saving.containers import choose
 from moec.huggingface.saving.folder import publish, write_checkpoint
@@ -66,10 +67,10 @@ def save_hf(
     config = pruned_config(program, config) if pruned else config
     steps = {step.name for step in program.history}
     code: dict[str, str] = {}
+    config = top_k_config(program, config) if fewer and "upcycle" not in steps else config
     if is_carved(program):
         target, stored, code = _plan_carved(program, source, config, dtype)
     elif pruned or ((packed or fewer or TRAINED in steps) and "upcycle" not in steps):
-        config = top_k_config(program, config) if fewer else config
         target, stored = _plan_own(program, source, config, dtype)
     else:
         target, stored = _plan_upcycled(program, config, dtype)
@@ -100,6 +101,9 @@ def _plan_carved(
 ) -> tuple[Any, dict[str, Weight], dict[str, str]]:
     """The same for a carved program, and the code that lies beside its weights."""
     forms = read_carved(program)
+    stock = plan_stock(program, forms, config, dtype)
+    if not isinstance(stock, str):
+        return *stock, {}
     target, stored, text = plan_carved(program, forms, _class_of(source, config), config, dtype)
     return target, stored, {CODE: text}
 

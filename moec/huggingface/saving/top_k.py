@@ -31,8 +31,10 @@ def has_fewer(program: Program) -> bool:
 
 def top_k_config(program: Program, config: Any) -> Any:
     """The config with the program's number of experts a token. Raises M206 where it has no entry for that, or one for
-    layers that differ."""
-    counts = sorted({MoeCall(node).top_k for node in moe_nodes(program)})
+    layers that differ. Carved networks are none of the architecture's mixtures."""
+    counts = sorted({MoeCall(n).top_k for n in moe_nodes(program) if (rule := _rule(n)[0]) is None or _is_own(rule)})
+    if not counts:
+        return config
     if config.model_type not in _KNOWN:
         what = f"a {config.model_type} with other numbers of experts a token has not been tried; known are "
         fix = f"with rescale=False it is the model with another {_COUNT} in its config.json: write that there"
@@ -57,9 +59,10 @@ def with_scales_in_weights(program: Program, config: Any) -> Program:
     Args:
         program: with plain weights, see `with_plain_weights`: of those that are packed the scales are multiplied.
     """
-    copy, own = program.clone(), float(getattr(config, _SCALE, None) or 1.0)
+    copy = program.clone()
     for node in moe_nodes(copy):
         call, (rule, holder) = MoeCall(node), _rule(node)
+        own = float(getattr(config, _SCALE, None) or 1.0) if rule is not None and _is_own(rule) else 1.0
         if rule is None or rule.scale == own:
             continue
         last = {str(a.target): w for a in (call.w_out, call.b_out) if (w := copy.weight_of(a)) is not None}
@@ -77,6 +80,11 @@ def _rule(node: fx.Node) -> tuple[Routing | None, fx.Node]:
         return call.routing, node
     route = route_behind(call.ids, call.weights)
     return (None, node) if route is None else (RouteCall(route).routing, route)
+
+
+def _is_own(rule: Routing) -> bool:
+    """Whether a rule is one of the architecture's, not of a network that was carved."""
+    return rule.combine != "ones"
 
 
 def _scaled(weight: Weight, factor: float) -> Weight:
