@@ -19,7 +19,7 @@ from moec.weights import lazy
 from moec.weights.lazy import Weight, decoded
 from moec.weights.weight import PackedWeight
 
-_COUNT, _SCALE = "num_experts_per_tok", "routed_scaling_factor"
+_COUNT, _SCALE, _NORMED = "num_experts_per_tok", "routed_scaling_factor", "norm_topk_prob"
 # architectures whose files hold an expert's matrices as `moec::experts` reads them, and that were tried
 _KNOWN = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "glm4_moe")
 
@@ -30,9 +30,10 @@ def has_fewer(program: Program) -> bool:
 
 
 def top_k_config(program: Program, config: Any) -> Any:
-    """The config with the program's number of experts a token. Raises M206 where it has no entry for that, or one for
-    layers that differ. Carved networks are none of the architecture's mixtures."""
-    counts = sorted({MoeCall(n).top_k for n in moe_nodes(program) if (rule := _rule(n)[0]) is None or _is_own(rule)})
+    """The config with the program's number of experts a token, and with what becomes of their scores. Raises M206 where
+    it has no entry for that, or one for layers that differ. Carved networks are none of the architecture's mixtures."""
+    rules = {rule for n in moe_nodes(program) if (rule := _rule(n)[0]) is not None and _is_own(rule)}
+    counts = sorted({rule.top_k for rule in rules})
     if not counts:
         return config
     if config.model_type not in _KNOWN:
@@ -45,6 +46,12 @@ def top_k_config(program: Program, config: Any) -> Any:
         raise _refuse(program, what, f"write set-top-k({counts[0]}), or compile it without --save-hf")
     changed = deepcopy(config)
     setattr(changed, _COUNT, counts[0])
+    renormalised = {rule.combine != "scores" for rule in rules}
+    if len(renormalised) > 1 or (False in renormalised and not hasattr(config, _NORMED)):
+        what = f"{config.model_type} does not say which layers renormalise their scores"
+        raise _refuse(program, what, "use rescale=False, or compile it without --save-hf")
+    if hasattr(config, _NORMED):
+        setattr(changed, _NORMED, renormalised.pop())
     return changed
 
 
