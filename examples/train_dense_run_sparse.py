@@ -96,5 +96,7 @@ sparse, reports = moec.Pipeline.parse(f"set-top-k({k})").run(program, Context(ca
 for block in reports[-1].facts["blocks"]:
     curve = ", ".join(f"{n}: {block[f'error at {n}']:.3f}" for n in range(1, EXPERTS))
     print(f"{block['module']}: squared error by number of experts, of the output's square: {curve}")
-print(f"{given.folder / 'checkpoint'}/ is an {moec.save_hf(sparse, given.folder / 'checkpoint')} with {k} experts a token")
+print(
+    f"{given.folder / 'checkpoint'}/ is an {moec.save_hf(sparse, given.folder / 'checkpoint')} with {k} experts a token"
+)
 print(moec.compile(sparse, out=given.folder / "engine").headline())

@@ -85,7 +85,12 @@ class SetTopK(Pass):
             made = found.get(block.node)
             _rewrite(program, block, made.rule if made else replace(block.rule, top_k=todo[block.node]), self.name)
         context.facts["blocks"] = [
-            {"module": b.module, "top_k": todo[b.node], "of": b.rule.top_k, **(found[b.node].facts(b.rule) if found else {})}
+            {
+                "module": b.module,
+                "top_k": todo[b.node],
+                "of": b.rule.top_k,
+                **(found[b.node].facts(b.rule) if found else {}),
+            }
             for b in blocks
             if b.node in todo
         ]
@@ -208,7 +213,9 @@ def _apart(whole: list[dict[str, Tensor]], found: list[dict[str, Tensor]]) -> fl
     """How far outputs are from others: the divergence of the next token where there are logits, else of the square."""
     pairs = [(w[name].float(), f[name].float()) for w, f in zip(whole, found, strict=True) for name in _judged(w)]
     if LOGITS in whole[0]:
-        return sum(float(F.kl_div(f.log_softmax(-1), w.log_softmax(-1), reduction="sum", log_target=True)) for w, f in pairs)
+        return sum(
+            float(F.kl_div(f.log_softmax(-1), w.log_softmax(-1), reduction="sum", log_target=True)) for w, f in pairs
+        )
     return sum(float((w - f).square().sum() / w.square().sum().clamp(min=1e-30)) for w, f in pairs)
 
 

@@ -56,9 +56,7 @@ def fewer(calls: list[MoeCall], count: int, rule: Routing, combine: str, rescale
     return Fewer(made, (*errors, 0.0), size)
 
 
-def with_fewer(
-    call: MoeCall, count: int, rule: Routing, combine: str, scale: float | None = None
-) -> dict[str, Tensor]:
+def with_fewer(call: MoeCall, count: int, rule: Routing, combine: str, scale: float | None = None) -> dict[str, Tensor]:
     """Ids and weights of a token's first experts, scaled by `scale` instead of the rule's. Where the weights of all had
     one sum, those of fewer have it too; raw scores that are renormalised get the sum 1."""
     ids, weights = call.ids[..., :count], call.weights[..., :count]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
 
 from moec.errors import MoecError
 from moec.huggingface.reading import skeleton
@@ -95,8 +94,9 @@ def _require_alone(program: Program, path: str) -> None:
     nodes = [n for n in program.graph.nodes if f"{module_path(n)}.".startswith(f"{path}.") and n.op == "call_function"]
     sums = [n for n in nodes if n.target == aten.add.Tensor]
     odd = next((n.name for n in nodes if n.target not in (*_OWN, *_NOTHING)), sums[1].name if sums[1:] else None)
-    if strange or odd:
-        raise refuse(program, f"{path} holds more than its feed-forward network: {(strange or [odd])[0]}")
+    found = strange[0] if strange else odd
+    if found:
+        raise refuse(program, f"{path} holds more than its feed-forward network: {found}")
 
 
 # ---------------------------------------------------------------------- the checkpoint

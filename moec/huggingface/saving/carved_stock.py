@@ -57,7 +57,9 @@ def plan_stock(
     }
     container = Container("qwen2_moe", _SOURCES, lambda *_: None, lambda *_: entries, "mlp", PROJECTIONS)
     target = target_config(config, container, model)
-    extra = {name: w for layer, path in layers.items() for name, w in _beside(program, layer, path, form, shared).items()}
+    extra = {
+        name: w for layer, path in layers.items() for name, w in _beside(program, layer, path, form, shared).items()
+    }
     return target, plan_upcycled(program, target, container, model, extra | _biases(program, config, target))
 
 
@@ -99,9 +101,7 @@ def _beside(program: Program, layer: int, path: str, form: Form, shared: int) ->
     firsts = [lazy.select(w_in, e) for e in range(shared)]
     start, width = f"model.layers.{layer}.mlp.shared_expert", form.width
     none = lazy.zeros((0, form.hidden), w_in.dtype)
-    gate, up = (
-        lazy.concat([lazy.rows(w, at, at + width) for w in firsts], 0) if shared else none for at in (0, width)
-    )
+    gate, up = (lazy.concat([lazy.rows(w, at, at + width) for w in firsts], 0) if shared else none for at in (0, width))
     lasts = [lazy.scale(lazy.select(w_out, e), 2.0) for e in range(shared)]
     down = lazy.concat(lasts, 1) if shared else lazy.zeros((form.hidden, 0), w_out.dtype)
     parts = dict(zip(PROJECTIONS, (gate, up, down), strict=True))
@@ -114,5 +114,9 @@ def _biases(program: Program, config: Any, target: Any) -> dict[str, Weight]:
     """Zeros for biases that only the class has."""
     size = config.hidden_size // config.num_attention_heads
     heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads, "v": config.num_key_value_heads}
-    names = {f"model.layers.{i}.self_attn.{n}_proj.bias": size * h for i in range(config.num_hidden_layers) for n, h in heads.items()}
+    names = {
+        f"model.layers.{i}.self_attn.{n}_proj.bias": size * h
+        for i in range(config.num_hidden_layers)
+        for n, h in heads.items()
+    }
     return {name: lazy.zeros((rows,), target.dtype) for name, rows in names.items() if name not in program.weights}

@@ -6,7 +6,7 @@ only where the user trusts them: `from_pretrained(folder, trust_remote_code=True
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,9 @@ class CarvedNetwork(nn.Module):
     """What stands in the place of a feed-forward network: its neurons as experts, and what makes up for those that a
     token does not use."""
 
-    def __init__(self, config: Any, experts: int, hidden: int, width: int, top_k: int, activation: str, gated: bool) -> None:
+    def __init__(
+        self, config: Any, experts: int, hidden: int, width: int, top_k: int, activation: str, gated: bool
+    ) -> None:
         super().__init__()
         self.router = CarvedRouter(experts, hidden, top_k)
         self.experts = (GatedExperts if gated else PlainExperts)(config, experts, hidden, width, activation)
@@ -104,14 +106,16 @@ class CarvedNetwork(nn.Module):
 class Carved(nn.Module):
     """The dense model's class with other networks: `config.carved` says which, and how large they are."""
 
-    _keep_in_fp32_modules_strict = ["router"]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["router"]
+    post_init: Callable[[], None]
+    set_experts_implementation: Callable[[str | None], None]
 
     def __init__(self, config: Any, *inputs: Any, **kwargs: Any) -> None:
         asked, config._experts_implementation = config._experts_implementation, "eager"  # the dense parts know no other
         super().__init__(config, *inputs, **kwargs)
-        for path, form in self.config.carved.items():
+        for path, form in config.carved.items():
             parent, _, name = path.rpartition(".")
-            setattr(self.get_submodule(parent), name, CarvedNetwork(self.config, **form))
+            setattr(self.get_submodule(parent), name, CarvedNetwork(config, **form))
         self.post_init()
-        narrow = any(form["width"] % 8 for form in self.config.carved.values())  # what grouped_mm does not take
+        narrow = any(form["width"] % 8 for form in config.carved.values())  # what grouped_mm does not take
         self.set_experts_implementation(asked or ("eager" if narrow else None))

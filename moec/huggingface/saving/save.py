@@ -1,5 +1,5 @@
-"""A program as a checkpoint folder: upcycled, so that transformers loads it and it can be trained further, or
-quantized, for a server."""
+"""A program as a checkpoint folder: upcycled or carved, so that transformers loads it and it can be trained further,
+or quantized, for a server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save_hf(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> str:
-    """Write an upcycled, pruned, trained or quantized causal language model as `config.json` and safetensors,
+    """Write an upcycled, carved, pruned, trained or quantized causal language model, or one with fewer experts a token, as `config.json` and safetensors,
     streaming: one block of a weight in memory at a time.
 
     The checkpoint's weights are the program's. Those that are packed are written in the compressed-tensors form, which
@@ -49,8 +49,8 @@ def save_hf(
         max_shard_bytes: of one weight file.
 
     Returns:
-        The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe` for an upcycled model, else the source's
-            own, which a pruned or trained one keeps.
+        The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe` for an upcycled model; for a carved one
+            `qwen2_moe`, or `carved_` and the source's own, whose code then lies in the folder; else the source's own.
 
     Raises:
         MoecError: M206 when no architecture of transformers, or the packed form, holds the model exactly, with the

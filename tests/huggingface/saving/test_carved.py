@@ -35,11 +35,14 @@ def source(name: str) -> HuggingFaceSource:
     return zoo.source(name, cache=False)
 
 
+def context() -> Context:
+    ids = torch.randint(0, zoo.VOCAB, (1024,), generator=torch.Generator().manual_seed(0))
+    return Context(calibration=Calibration(CalibrationText("text", 0, 32), "", ids))
+
+
 @cache
 def carved(name: str, how: str = CARVE) -> Program:
-    ids = torch.randint(0, zoo.VOCAB, (1024,), generator=torch.Generator().manual_seed(0))
-    context = Context(calibration=Calibration(CalibrationText("text", 0, 32), "", ids))
-    return Pipeline.parse(how).run(zoo.captured(name, cache=False), context)[0]
+    return Pipeline.parse(how).run(zoo.captured(name, cache=False), context())[0]
 
 
 def by_transformers(folder: Path, name: str) -> Tensor:

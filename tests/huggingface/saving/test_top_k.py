@@ -12,9 +12,11 @@ import torch
 from moec.errors import MoecError
 from moec.huggingface.saving.save import save_hf
 from moec.huggingface.saving.top_k import with_scales_in_weights
+from moec.huggingface.source import HuggingFaceSource
+from moec.pipeline.pipeline import Pipeline
 from moec.program.dialect_call import ROUTE, RouteCall
 from tests import zoo
-from tests.huggingface.saving.test_carved import SIZES, TOLERANCE, apart, by_transformers, carved, source
+from tests.huggingface.saving.test_carved import SIZES, TOLERANCE, apart, by_transformers, carved, context, source
 
 MORE = [pytest.param(n, marks=pytest.mark.repeats) for n in ("mixtral", "qwen3_moe", "olmoe", "glm4_moe")]
 
@@ -24,11 +26,23 @@ def test_transformers_says_the_same(name: str, tmp_path: Path) -> None:
     program = carved(name, "set-top-k(1)")
     assert all(RouteCall(n).routing.scale != 1 for n in program.nodes(ROUTE))  # there is something to fold
     assert save_hf(program, tmp_path / "out", source(name)) == name
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_experts_per_tok"] == 1
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    combined = {RouteCall(n).routing.combine for n in program.nodes(ROUTE)}
+    assert config["num_experts_per_tok"] == 1 and {config.get("norm_topk_prob", True)} == {
+        c != "scores" for c in combined
+    }
     said, sample = by_transformers(tmp_path / "out", name), source(name).sample(SIZES)
     assert apart(said, program.run(**sample)["logits"]) < TOLERANCE
     unscaled = carved(name, "set-top-k(1, rescale=False)").run(**sample)["logits"]
     assert apart(said, unscaled) > 5 * TOLERANCE  # a scale that is left out is seen
+
+
+def test_a_model_trained_with_all_experts_active(tmp_path: Path) -> None:
+    every = HuggingFaceSource.from_model(zoo.build("olmoe", num_experts_per_tok=8), cache=False)
+    program, _ = Pipeline.parse("set-top-k(2)").run(every.capture(), context())
+    save_hf(program, tmp_path / "out", every)
+    said, sample = by_transformers(tmp_path / "out", "olmoe"), source("olmoe").sample(SIZES)
+    assert apart(said, program.run(**sample)["logits"]) < TOLERANCE
 
 
 def test_packed_weights_have_it_in_their_scales(tmp_path: Path) -> None:
