@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from moec.dialect import Routing
-from moec.experts.carved_router import ALWAYS
 from moec.huggingface.saving.carved import Form
 from moec.huggingface.saving.containers import PROJECTIONS, Container, Upcycled, UpcycledLayer, slides
 from moec.huggingface.saving.upcycled import plan_upcycled, target_config
@@ -23,6 +22,7 @@ from moec.weights import lazy
 from moec.weights.lazy import Weight
 
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.mlp$")
+_ALWAYS = 1e3
 _SOURCES = ("llama", "mistral", "qwen2")
 
 
@@ -85,8 +85,9 @@ def _refuse(program: Program, forms: dict[str, Form], config: Any, form: Form, s
 
 
 def _shared(program: Program, path: str) -> int:
-    """How many experts every token uses, which stand first."""
-    return int((program.weights[f"{path}.router.bias"].load() == ALWAYS).sum())
+    """How many experts every token uses, which stand first: their score is a constant that no other reaches."""
+    router, bias = (program.weights[f"{path}.router.{n}"].load() for n in ("weight", "bias"))
+    return int(((bias >= _ALWAYS) & ~router.bool().any(1)).sum())
 
 
 def _routed(program: Program, path: str, shared: int, experts: int) -> UpcycledLayer:

@@ -32,8 +32,8 @@ def save_hf(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> str:
-    """Write an upcycled, carved, pruned, trained or quantized causal language model, or one with fewer experts a token, as `config.json` and safetensors,
-    streaming: one block of a weight in memory at a time.
+    """Write an upcycled, carved, pruned, trained or quantized causal language model, or one with fewer experts a token,
+    as `config.json` and safetensors, streaming: one block of a weight in memory at a time.
 
     The checkpoint's weights are the program's. Those that are packed are written in the compressed-tensors form, which
     vLLM loads, with the program's own integers; an embedding is written as the numbers that it stands for. The folder
