@@ -10,14 +10,17 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
 
+from moec.dialect import Routing
 from moec.errors import MoecError
 from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.experts.carving import allocate
 from moec.experts.cut import MoeBlock, find_block
-from moec.experts.fewer import Fewer, fewer
+from moec.experts.fewer import Fewer, fewer, with_fewer
 from moec.experts.residual import residual_sum
 from moec.pipeline.passes import Context, Contract, Pass, Plan
+from moec.program.decoder_signature import LOGITS
 from moec.program.dialect_call import RouteCall, position
 from moec.program.moe_call import MoeCall, moe_nodes
 from moec.program.program import Program
@@ -35,13 +38,14 @@ class SetTopK(Pass):
     to run few, and the cheapest way to make a mixture faster.
 
     Layers are changed in graph order, each on what the layers before it, already changed, bring to it. What is left of
-    a block's output is scaled by the factor that brings it nearest to what all experts gave. The report holds the
-    error of each layer for every number of experts.
+    a block's output is scaled by the factor that brings it nearest to what all experts gave, and weights that are raw
+    scores are renormalised where that brings it nearer. The report holds the error of each layer for every number of
+    experts.
 
     Attributes:
         top_k: experts a token; or a share below 1 of those that the model was made for, spread over the layers where it
             costs least.
-        rescale: whether to scale.
+        rescale: whether to scale and renormalise; without, it is the model with another number in its config.
     """
 
     contract: ClassVar[Contract] = "approximate"
@@ -76,15 +80,37 @@ class SetTopK(Pass):
         batches = list(context.require_calibration().batches(program.inputs)) if self.needs_calibration() else []
         counts = self._counts(program, blocks, batches)
         todo = {b.node: n for b, n in zip(blocks, counts, strict=True) if n < b.rule.top_k}
-        found = _run(program, batches, blocks, todo, self.rescale)[0] if batches and todo else {}
+        found = self._found(program, batches, blocks, todo) if batches and todo else {}
         for block in (b for b in blocks if b.node in todo):
-            _rewrite(program, block, todo[block.node], found[block.node].scale if found else 1.0, self.name)
+            made = found.get(block.node)
+            _rewrite(program, block, made.rule if made else replace(block.rule, top_k=todo[block.node]), self.name)
         context.facts["blocks"] = [
-            {"module": b.module, "top_k": todo[b.node], "of": b.rule.top_k, **(found[b.node].facts() if found else {})}
+            {
+                "module": b.module,
+                "top_k": todo[b.node],
+                "of": b.rule.top_k,
+                **(found[b.node].facts(b.rule) if found else {}),
+            }
             for b in blocks
             if b.node in todo
         ]
         return len(todo)
+
+    def _found(
+        self, program: Program, batches: list[dict[str, Tensor]], blocks: list[MoeBlock], todo: dict[fx.Node, int]
+    ) -> dict[fx.Node, Fewer]:
+        """What becomes of each block; raw scores stay, or are renormalised in all of them, whichever leaves the whole
+        model nearer to what it said of the text's first windows."""
+        kept = {b.node: (todo[b.node], b.rule.combine) for b in blocks if b.node in todo}
+        other = {b.node: "renormalize" for b in blocks if b.node in todo and _is_raw(b.rule)}
+        first = _run(program, batches, blocks, kept, self.rescale)[0]
+        if not other or not self.rescale:
+            return first
+        renormalised = {node: (count, other.get(node, combine)) for node, (count, combine) in kept.items()}
+        second = _run(program, batches, blocks, renormalised, self.rescale)[0]
+        rules = {b.node: b.rule for b in blocks}
+        whole, *tried = (_said(program, batches[:1], rules, found) for found in ({}, first, second))
+        return min((first, second), key=lambda found: _apart(whole, tried[found is second]))
 
     def _check(self) -> None:
         share = isinstance(self.top_k, float)
@@ -125,46 +151,82 @@ class SetTopK(Pass):
     def _counts(self, program: Program, blocks: list[MoeBlock], batches: list[dict[str, Tensor]]) -> list[int]:
         if isinstance(self.top_k, int) or not blocks:
             return [int(self.top_k)] * len(blocks)
-        found, sizes = _run(program, batches, blocks, {b.node: b.rule.top_k for b in blocks}, self.rescale)
+        kept = {b.node: (b.rule.top_k, b.rule.combine) for b in blocks}
+        found, sizes = _run(program, batches, blocks, kept, self.rescale)
         curves = [torch.tensor(found[b.node].errors) * (found[b.node].size / sizes[b.node]) for b in blocks]
         return allocate(curves, 1, self.top_k)
+
+
+def _is_raw(rule: Routing) -> bool:
+    """Whether weights are raw scores, of which fewer add up to less."""
+    return rule.combine == "scores" and rule.score in ("softmax", "sigmoid")
 
 
 def _run(
     program: Program,
     batches: list[dict[str, Tensor]],
     blocks: list[MoeBlock],
-    counts: dict[fx.Node, int],
+    wanted: dict[fx.Node, tuple[int, str]],
     rescale: bool,
 ) -> tuple[dict[fx.Node, Fewer], dict[fx.Node, float]]:
-    """Run the text through the program, with so many experts in each block; what becomes of each, and how large the
-    residual stream is that it joins, squared and summed."""
+    """Run the text through the program, with so many experts and such weights in each block; what becomes of each, and
+    how large the residual stream is that it joins, squared and summed."""
     rules = {b.node: b.rule for b in blocks}
-    sums = {end: node for node in counts if (end := residual_sum(node)) is not None}
+    sums = {end: node for node in wanted if (end := residual_sum(node)) is not None}
     found: dict[fx.Node, Fewer] = {}
     sizes: dict[fx.Node, float] = {}
 
     def visit(calls: OperatorCalls) -> None:
-        count = counts.get(calls.node)
-        if count is not None:
-            found[calls.node] = result = fewer(calls.moe_calls(), count, rules[calls.node], rescale)
-            for name, values in (("ids", result.ids), ("weights", result.weights)):
-                calls.replace_each(position(calls.node.target, name), list(values))
-            result.forget()
+        if calls.node in wanted:
+            count, combine = wanted[calls.node]
+            found[calls.node] = result = fewer(calls.moe_calls(), count, rules[calls.node], combine, rescale)
+            _choose(calls, rules[calls.node], result.rule)
             sizes[calls.node] = result.size
         if calls.node in sums:
             values = [v for k in (0, 1) for v in calls.values(k) if torch.is_tensor(v)]
             sizes[sums[calls.node]] = max(sum(float(v.float().square().sum()) for v in values), 1e-30)
 
-    last = next(node for node in reversed(program.graph.nodes) if node in sums or node in counts)
+    last = next(node for node in reversed(program.graph.nodes) if node in sums or node in wanted)
     run_in_lockstep(program, batches, visit, until=last)
     return found, sizes
 
 
-def _rewrite(program: Program, block: MoeBlock, top_k: int, scale: float, by: str) -> None:
+def _choose(calls: OperatorCalls, before: Routing, now: Routing) -> None:
+    """Compute a block with what another rule leaves of its choice."""
+    made = [with_fewer(call, now.top_k, before, now.combine, now.scale) for call in calls.moe_calls()]
+    for name in ("ids", "weights"):
+        calls.replace_each(position(calls.node.target, name), [m[name] for m in made])
+
+
+def _said(
+    program: Program, batches: list[dict[str, Tensor]], rules: dict[fx.Node, Routing], found: dict[fx.Node, Fewer]
+) -> list[dict[str, Tensor]]:
+    """The outputs with these rules."""
+
+    def visit(calls: OperatorCalls) -> None:
+        if calls.node in found:
+            _choose(calls, rules[calls.node], found[calls.node].rule)
+
+    return [dict(zip(program.outputs, values, strict=True)) for values in run_in_lockstep(program, batches, visit)]
+
+
+def _apart(whole: list[dict[str, Tensor]], found: list[dict[str, Tensor]]) -> float:
+    """How far outputs are from others: the divergence of the next token where there are logits, else of the square."""
+    pairs = [(w[name].float(), f[name].float()) for w, f in zip(whole, found, strict=True) for name in _judged(w)]
+    if LOGITS in whole[0]:
+        return sum(
+            float(F.kl_div(f.log_softmax(-1), w.log_softmax(-1), reduction="sum", log_target=True)) for w, f in pairs
+        )
+    return sum(float((w - f).square().sum() / w.square().sum().clamp(min=1e-30)) for w, f in pairs)
+
+
+def _judged(outputs: dict[str, Tensor]) -> list[str]:
+    return [LOGITS] if LOGITS in outputs else [name for name, value in outputs.items() if value.is_floating_point()]
+
+
+def _rewrite(program: Program, block: MoeBlock, rule: Routing, by: str) -> None:
     """Another choice beside the old one, in the form that the experts read."""
     call, old = MoeCall(block.node), RouteCall(block.route)
-    rule = replace(block.rule, top_k=top_k, scale=block.rule.scale * scale)
     put: Callable[..., fx.Node] = partial(call_like, program, block.route, by)
     with program.graph.inserting_before(block.node):
         chosen = put(ops.route.default, *old.tensors().values(), **{**old.kwargs, **rule.arguments()})
@@ -172,6 +234,6 @@ def _rewrite(program: Program, block: MoeBlock, top_k: int, scale: float, by: st
         for name, at in (("weights", 0), ("ids", 1)):
             before, now = value_of(call.node_of(name)), put(operator.getitem, chosen, at)
             if before.dim() != value_of(now).dim():
-                now = put(aten.reshape.default, now, [-1, top_k])
+                now = put(aten.reshape.default, now, [-1, rule.top_k])
             made[name] = now if before.dtype == value_of(now).dtype else put(aten.to.dtype, now, before.dtype)
     call.replace(**made)

@@ -74,6 +74,7 @@ THROUGH = {
     "moec/huggingface/inputs/image_size.py": "tests/huggingface/inputs/test_signature.py",
     "moec/huggingface/retried.py": "tests/huggingface/test_source.py",
     "moec/huggingface/operators/capturable.py": "tests/huggingface/test_source.py",
+    "moec/huggingface/saving/modeling_carved.py": "tests/huggingface/saving/test_carved.py",
     "moec/huggingface/parts.py": "tests/huggingface/test_shape.py",
     "moec/huggingface/reading/returned.py": "tests/compiler/test_programs.py",
     "moec/frontend/from_exported.py": "tests/frontend/test_export.py",

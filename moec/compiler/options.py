@@ -95,9 +95,7 @@ class Options:
         True,
         "Do, or leave to `moec build` on the machine that has them, the part that needs the target's runtime or GPU.",
     )
-    save_hf: Path | None = setting(
-        Folder(), None, "Also write the upcycled or quantized model as a checkpoint.", recorded=False
-    )
+    save_hf: Path | None = setting(Folder(), None, "Also write the changed model as a checkpoint.", recorded=False)
     calibration: str | None = setting(Name(), None, f"A text for the passes that need data {_A_TEXT}.")
     calibration_tokens: int | None = setting(
         Whole(0), None, "Tokens of --calibration to use at most, 0 for all.", shown=CalibrationText.tokens

@@ -4,7 +4,6 @@ gave before."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -14,60 +13,54 @@ from moec.execution.streaming import moe_output
 from moec.program.moe_call import MoeCall
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fewer:
     """What becomes of a block.
 
     Attributes:
-        scale: of its output. errors: for 1, 2, … K experts a token, squared and in units of `size`, each with the scale
-            that is best for it.
+        rule: of its choice and its weights from now on.
+        errors: for 1, 2, … K experts a token, squared and in units of `size`, each with the scale that is best for it.
         size: of the output with all experts, squared and summed over all tokens.
-        ids, weights: of each input, `[..., k]`, scaled where that is wanted.
     """
 
-    scale: float
+    rule: Routing
     errors: tuple[float, ...]
     size: float
-    ids: list[Tensor]
-    weights: list[Tensor]
 
-    def forget(self) -> None:
-        """Keep figures only."""
-        self.ids, self.weights = [], []
-
-    def facts(self) -> dict[str, Any]:
+    def facts(self, before: Routing) -> dict[str, Any]:
         """As plain data, for a report."""
-        return {"scale": self.scale, **{f"error at {k}": e for k, e in enumerate(self.errors[:-1], 1)}}
+        facts = {"scale": self.rule.scale / before.scale, "combine": self.rule.combine}
+        return facts | {f"error at {k}": e for k, e in enumerate(self.errors[:-1], 1)}
 
 
-def fewer(calls: list[MoeCall], count: int, rule: Routing, rescale: bool = True) -> Fewer:
+def fewer(calls: list[MoeCall], count: int, rule: Routing, combine: str, rescale: bool = True) -> Fewer:
     """Leave a token its best `count` experts.
 
     Args:
         calls: of one `moec::experts` with values, one for each input. A route gives a token's experts in the order of
             their scores, so the first are the best.
-        rule: by which their weights were made. rescale: whether to scale.
+        rule: by which their weights were made. combine: how they are made from now on, see `with_fewer`.
+        rescale: whether to scale.
     """
-    best = partial(_best, summed=rule.combine in ("renormalize", "softmax"))
     whole = [moe_output(call).float() for call in calls]
     size = sum(float(y.square().sum()) for y in whole) or 1.0
-    errors, scales, most = list[float](), list[float](), calls[0].ids.shape[-1]
-    for k in range(1, most):
-        parts = [moe_output(call.given(**best(call, k))).float() for call in calls]
+    errors, scales = list[float](), list[float]()
+    for k in range(1, calls[0].ids.shape[-1]):
+        parts = [moe_output(call.given(**with_fewer(call, k, rule, combine))).float() for call in calls]
         own = sum(float(p.square().sum()) for p in parts)
         both = sum(float((p * y).sum()) for p, y in zip(parts, whole, strict=True))
         scales.append(both / own if own > 0 and both > 0 else 1.0)
         errors.append(max(0.0, 1 - both * both / (own * size)) if own > 0 else 1.0)
-    chosen = [best(call, count) for call in calls]
     scale = [*scales, 1.0][count - 1] if rescale else 1.0
-    weights = [c["weights"] * scale for c in chosen]
-    return Fewer(scale, (*errors, 0.0), size, [c["ids"] for c in chosen], weights)
+    made = Routing.of(rule.arguments() | {"top_k": count, "combine": combine, "scale": rule.scale * scale})
+    return Fewer(made, (*errors, 0.0), size)
 
 
-def _best(call: MoeCall, count: int, summed: bool) -> dict[str, Tensor]:
-    """Ids and weights of a token's first experts; where the weights of all had one sum, those of fewer have it too."""
+def with_fewer(call: MoeCall, count: int, rule: Routing, combine: str, scale: float | None = None) -> dict[str, Tensor]:
+    """Ids and weights of a token's first experts, scaled by `scale` instead of the rule's. Where the weights of all had
+    one sum, those of fewer have it too; raw scores that are renormalised get the sum 1."""
     ids, weights = call.ids[..., :count], call.weights[..., :count]
-    if summed:
-        total = call.weights.sum(-1, keepdim=True)
+    if combine in ("renormalize", "softmax"):
+        total = call.weights.sum(-1, keepdim=True) if combine == rule.combine else rule.scale
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-20) * total
-    return {"ids": ids, "weights": weights}
+    return {"ids": ids, "weights": weights if scale is None else weights * (scale / rule.scale)}

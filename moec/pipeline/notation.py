@@ -83,13 +83,21 @@ def _read_call(item: ast.expr, bad: MoecError) -> tuple[str, dict[str, Any]]:
         raise bad
     given = [(ALONE, value) for value in call.args] + [(str(k.arg), k.value) for k in call.keywords]
     try:
-        config = {
-            name: _Word(value.id) if isinstance(value, ast.Name) else ast.literal_eval(_plain(value))
-            for name, value in given
-        }
+        words = {name: _word(value) for name, value in given}
+        config = {name: ast.literal_eval(_plain(v)) if words[name] is None else words[name] for name, v in given}
     except (ValueError, TypeError):  # a name inside, or a key that cannot be one
         raise bad from None
     return call.func.id.replace("_", "-"), config
+
+
+def _word(value: ast.expr) -> _Word | None:
+    """Text without quotes, `mean-row` too, which Python reads as a difference; None for any other value."""
+    if isinstance(value, ast.Name):
+        return _Word(value.id)
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Sub):
+        left, right = _word(value.left), _word(value.right)
+        return None if left is None or right is None else _Word(f"{left}-{right}")
+    return None
 
 
 def _plain(value: ast.expr) -> ast.expr:

@@ -71,7 +71,7 @@ def candidates(region: Rule) -> Iterator[Routing]:
     floors = dict.fromkeys([*_numbers(region, aten.clamp, aten.clamp_min), 0.0])
     zeros = (False, True) if _groups(region) else (False,)
     for score, combine, epsilon, floor, zero in itertools.product(
-        _scores(region), ("renormalize", "scores", "softmax", "ones"), epsilons, floors, zeros
+        _scores(region), _combines(region), epsilons, floors, zeros
     ):
         # `moec::route` chooses by logits where it weighs by their softmax: scores that saturate would tie before
         by_logits = combine != "softmax" or score in ("softmax", "identity")
@@ -86,6 +86,21 @@ def candidates(region: Rule) -> Iterator[Routing]:
                 closed_as_zero=zero,
                 **_groups(region),
             )
+
+
+def _combines(region: Rule) -> tuple[str, ...]:
+    """Ways to make weights. Where all experts are chosen, softmax has the sum 1 whether it is renormalised or not, and
+    what would hold for fewer of them is read from the nodes."""
+    usual = ("renormalize", "scores", "softmax", "ones")
+    if region.top_k < region.experts:
+        return usual
+    nodes = list(region.rule_nodes)
+    packets = [getattr(n.target, "overloadpacket", None) for n in nodes]
+    divides = any(p is aten.div and isinstance(n.args[1], fx.Node) for n, p in zip(nodes, packets, strict=True))
+    before = nodes[: nodes.index(region.selection)] if region.selection in nodes else nodes
+    late = any(n.target in (aten.softmax.int, aten._softmax.default) for n in nodes if n not in before)
+    first = "softmax" if late else "renormalize" if divides else "scores"
+    return tuple(sorted(usual, key=lambda way: way != first))
 
 
 def _numbers(region: Rule, *packets: Any) -> list[float]:

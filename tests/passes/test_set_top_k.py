@@ -11,6 +11,7 @@ import torch
 
 from moec.errors import MoecError
 from moec.huggingface.source import HuggingFaceSource
+from moec.passes import set_top_k
 from moec.passes.set_top_k import SetTopK
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.calibration_text import CalibrationText
@@ -56,6 +57,33 @@ def test_fewer_experts_are_what_the_config_would_say(name: str) -> None:
     assert apart(done, fewer.run(source(name).sample(SIZES)), name) < TOLERANCE
     untouched = source(name).reference().run(source(name).sample(SIZES))
     assert apart(done, untouched, name) > 100 * TOLERANCE  # the bound tells them apart
+
+
+ALL = ["olmoe", *(pytest.param(n, marks=pytest.mark.repeats) for n in ("mixtral", "qwen2_moe", "gpt_oss"))]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_of_a_model_with_all_experts_active_too(name: str) -> None:
+    """Softmax over all of them has the sum 1, renormalised or not: the router's nodes say which holds for fewer."""
+    every, one = (HuggingFaceSource.from_model(zoo.build(name, num_experts_per_tok=k), cache=False) for k in (8, 2))
+    done, _ = Pipeline.parse("set-top-k(top_k=2, rescale=False)").run(every.capture(), context())
+    assert apart(done, one.reference().run(source(name).sample(SIZES)), name) < TOLERANCE
+
+
+def test_raw_scores_are_renormalised_where_the_whole_model_is_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = next(iter(context().require_calibration().batches(zoo.captured("qwen2_moe", cache=False).inputs)))
+    whole = zoo.captured("qwen2_moe", cache=False).run(**batch)["logits"].log_softmax(-1)
+
+    def away() -> tuple[float, str]:
+        done, blocks = changed("qwen2_moe", "set-top-k(1)")
+        found = done.run(**batch)["logits"].log_softmax(-1)
+        return float((whole.exp() * (whole - found)).sum()), str(blocks[0]["combine"])
+
+    chosen = away()
+    real = set_top_k._apart
+    monkeypatch.setattr(set_top_k, "_apart", lambda *given: -real(*given))
+    other = away()
+    assert {chosen[1], other[1]} == {"scores", "renormalize"} and chosen[0] < other[0]
 
 
 def test_the_scale_is_in_the_routing_and_the_report_says_what_each_number_costs() -> None:

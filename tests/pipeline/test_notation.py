@@ -46,6 +46,10 @@ def test_default_options_are_not_printed_and_underscores_are_dashes() -> None:
 def test_words_need_no_quotes() -> None:
     pipeline = Pipeline.parse("quantize(method=hqq)")
     assert pipeline == Pipeline.parse("quantize(method='hqq')") and str(pipeline) == "quantize(method='hqq')"
+    assert Pipeline.parse("carve(router=mean-row)") == Pipeline.parse("carve(router='mean-row')")
+    for text in ("carve(router=mean-1)", "carve(router=mean+row)", "carve(experts=mean-row)"):
+        with pytest.raises(MoecError, match="M201"):
+            Pipeline.parse(text)
 
 
 def test_a_value_alone_is_the_first_option() -> None:

@@ -89,7 +89,7 @@ def _biases(config: Any) -> str | None:
     return None
 
 
-def _slides(config: Any) -> set[bool]:
+def slides(config: Any) -> set[bool]:
     """Whether the layers have a sliding window: one answer if they agree."""
     kinds = getattr(config, "layer_types", None)
     return (
@@ -119,13 +119,13 @@ def _refuse_mixtral(config: Any, model: Upcycled) -> str | None:
 
 
 def _refuse_qwen3_moe(config: Any, model: Upcycled) -> str | None:
-    if len(_slides(config)) > 1:
+    if len(slides(config)) > 1:
         return "its layers share one kind of attention, but some of these slide and some don't"
     return _ties(model)
 
 
 def _refuse_glm4_moe(config: Any, model: Upcycled) -> str | None:
-    if True in _slides(config):
+    if True in slides(config):
         return "it has no sliding window"
     if getattr(config, "attention_bias", False):
         return "its attention has no bias on the output (attention_bias)"
@@ -154,7 +154,7 @@ def _qwen3_moe(config: Any, model: Upcycled) -> dict[str, Any]:
         "norm_topk_prob": True,
         "decoder_sparse_step": 1,
         "mlp_only_layers": model.dense_layers,
-        "use_sliding_window": True in _slides(config),
+        "use_sliding_window": True in slides(config),
     }
 
 
@@ -177,9 +177,9 @@ def _glm4_moe(config: Any, model: Upcycled) -> dict[str, Any]:
     }
 
 
-_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 CONTAINERS = (
     Container("mixtral", ("llama", "mistral"), _refuse_mixtral, _mixtral, "block_sparse_moe", ("w1", "w3", "w2")),
-    Container("qwen3_moe", ("qwen3",), _refuse_qwen3_moe, _qwen3_moe, "mlp", _PROJECTIONS),
-    Container("glm4_moe", ("llama", "mistral", "qwen2", "qwen3"), _refuse_glm4_moe, _glm4_moe, "mlp", _PROJECTIONS),
+    Container("qwen3_moe", ("qwen3",), _refuse_qwen3_moe, _qwen3_moe, "mlp", PROJECTIONS),
+    Container("glm4_moe", ("llama", "mistral", "qwen2", "qwen3"), _refuse_glm4_moe, _glm4_moe, "mlp", PROJECTIONS),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,23 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_checkpoint(
-    folder: Path, config: Any, stored: dict[str, Weight], max_shard_bytes: int, beside: Path | None
+    folder: Path,
+    config: Any,
+    stored: dict[str, Weight],
+    max_shard_bytes: int,
+    beside: Path | None,
+    code: Mapping[str, str] | None = None,
 ) -> None:
     """Write config.json and the weights, one block of a weight in memory at a time.
 
     Args:
         stored: name in the files -> lazy weight. max_shard_bytes: of one weight file.
         beside: a folder whose tokenizer files, licence and the like are copied, or None.
+        code: texts of the Python files that the config's `auto_map` names.
     """
     config.save_pretrained(folder)
+    for name, text in (code or {}).items():
+        (folder / name).write_text(text, "utf-8")
     write_shards(folder, stored, max_shard_bytes)
     for pattern in _BESIDE if beside else ():
         for file in beside.glob(pattern):  # type: ignore[union-attr]

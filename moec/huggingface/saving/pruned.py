@@ -13,7 +13,7 @@ _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 # architectures whose files hold an expert's matrices as `moec::experts` reads them, and whose code takes any number of
 # experts
 _KNOWN = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "glm4_moe")
-_SAYABLE = ("find-moe", "fuse-moe", "prune-experts", "quantize", "calibrate-router", TRAINED)
+_SAYABLE = ("find-moe", "fuse-moe", "prune-experts", "quantize", "calibrate-router", "set-top-k", TRAINED)
 _FIX = "compile it without saving, or leave that out"
 
 

@@ -22,13 +22,14 @@ from moec.weights.lazy import Weight, from_tensor
 _FIX = "quantize everything in a layer alike, or compile without --save-hf"
 
 
-def plan_same(program: Program, model: Any) -> dict[str, Weight]:
+def plan_same(program: Program, model: Any, own_files: bool = False) -> dict[str, Weight]:
     """Name in the files -> lazy weight, for a program that still has the architecture it was captured from.
 
     Args:
         program: with plain weights.
         model: the architecture on the meta device; its output is untied here where head and embedding have become
             different tensors.
+        own_files: whether moec wrote the architecture's code, so that all lies in the files as the model has it.
 
     Raises:
         MoecError: M206 when a weight of the program has no place in the architecture, or stands in another layout
@@ -44,10 +45,11 @@ def plan_same(program: Program, model: Any) -> dict[str, Weight]:
     if stray is not None:
         raise _refuse(program, f"the weights {stray.name!r} have no place in {model.config.model_type}")
     stored: dict[str, Weight] = {}
-    for key, names in _file_names(model, state).items():
+    for key, names in (_same_names(model, state) if own_files else _file_names(model, state)).items():
         if key not in table:
             raise _refuse(program, f"the weight {key!r} of {model.config.model_type} is not in it")
-        stored |= _spread(program, model, key, lazy.cast(table[key], state[key].dtype), names)
+        weight = lazy.cast(table[key], state[key].dtype)
+        stored |= _spread(program, model, key, weight, names, own_files)
     return stored
 
 
@@ -78,18 +80,24 @@ def _ends_named(program: Program, model: Any, state: Mapping[str, Tensor]) -> di
     """The program's weights by the model's names. A table that is shared may have one name, or have become two
     tensors."""
     table = {name: weight for name, weight in program.weights.items() if name in state}
-    ends = {
-        u.kind: u.weight for u in weight_uses(program) if u.kind in ("embeddings", "lm_head") and u.weight is not None
-    }
-    for kind, weight in ends.items():
-        if _key(model, kind) in state:
-            table[_key(model, kind)] = weight
+    for kind in ("embeddings", "lm_head"):
+        key = _key(model, kind)
+        uses = [u for u in weight_uses(program) if u.kind == kind and u.weight is not None]
+        found = next((u for u in uses if u.name == key), uses[0] if uses else None)  # positions have a table, too
+        if key in state and found is not None and found.weight is not None:
+            table[key] = found.weight
     head, embedding = (table.get(_key(model, kind)) for kind in ("lm_head", "embeddings"))
     if head is not None and embedding is not None and (head is not embedding or head.coded is not None):
         model.config.tie_word_embeddings = False
     elif model.config.tie_word_embeddings and embedding is not None:
         table.setdefault(_key(model, "lm_head"), embedding)
     return table
+
+
+def _same_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, list[list[str]]]:
+    """What `_file_names` gives, for files that hold the model's own names."""
+    tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
+    return {name: [[name]] for name in state if name not in tied}
 
 
 def _file_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, list[list[str]]]:
@@ -110,11 +118,13 @@ def _file_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, list[list[
     return found
 
 
-def _spread(program: Program, model: Any, key: str, weight: Weight, names: list[list[str]]) -> dict[str, Weight]:
+def _spread(
+    program: Program, model: Any, key: str, weight: Weight, names: list[list[str]], stacked: bool
+) -> dict[str, Weight]:
     """One weight of the model under its names in the files. Of experts it is the captured layout, gate rows before up
-    rows, that must be theirs."""
+    rows, that must be theirs; where they are `stacked` there too, a weight of them has one name."""
     single, relaid = sum(map(len, names)) == 1, any(part.relaid for part in weight.expression())
-    if len(weight.shape) == 3 and (single or relaid):
+    if len(weight.shape) == 3 and (relaid or (single and not stacked)):
         raise _refuse(
             program,
             f"the files of {model.config.model_type} hold {key!r} in a layout of their own",

@@ -1,5 +1,5 @@
-"""A program as a checkpoint folder: upcycled, so that transformers loads it and it can be trained further, or
-quantized, for a server."""
+"""A program as a checkpoint folder: upcycled or carved, so that transformers loads it and it can be trained further,
+or quantized, for a server."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import torch
 
 from moec.errors import MoecError
 from moec.huggingface.reading import skeleton
+from moec.huggingface.saving.carved import CODE, is_carved, plan_carved, read_carved
+from moec.huggingface.saving.carved_stock import plan_stock
 from moec.huggingface.saving.compressed_tensors import in_packed_form
 from moec.huggingface.saving.containers import choose
 from moec.huggingface.saving.folder import publish, write_checkpoint
 from moec.huggingface.saving.plain_weights import is_quantized, refuse_floats, with_plain_weights
 from moec.huggingface.saving.pruned import is_pruned, pruned_config, refuse_by_call
 from moec.huggingface.saving.same_architecture import check_tied, plan_same
+from moec.huggingface.saving.top_k import has_fewer, top_k_config, with_scales_in_weights
 from moec.huggingface.saving.upcycled import plan_upcycled, read_upcycled, target_config
 from moec.program.program import TRAINED, Program
 from moec.program.trainable import TrainableProgram
@@ -29,8 +32,8 @@ def save_hf(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> str:
-    """Write an upcycled, merged, pruned, trained or quantized causal language model as `config.json` and safetensors,
-    streaming: one block of a weight in memory at a time.
+    """Write an upcycled, merged, carved, pruned, trained or quantized causal language model, or one with fewer experts
+    a token, as `config.json` and safetensors, streaming: one block of a weight in memory at a time.
 
     The checkpoint's weights are the program's. Those that are packed are written in the compressed-tensors form, which
     vLLM loads, with the program's own integers; an embedding is written as the numbers that it stands for. The folder
@@ -46,8 +49,9 @@ def save_hf(
         max_shard_bytes: of one weight file.
 
     Returns:
-        The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe` for an upcycled or merged model, else the
-            source's own, which a pruned or trained one keeps.
+        The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe` for an upcycled or merged model; for a
+            carved one `qwen2_moe`, or `carved_` and the source's own, whose code then lies in the folder; else the
+            source's own.
 
     Raises:
         MoecError: M206 when no architecture of transformers, or the packed form, holds the model exactly, with the
@@ -58,11 +62,17 @@ def save_hf(
     config, beside = _config(source, program.source)
     refuse_floats(program)
     refuse_by_call(program)
-    packed, pruned = is_quantized(program), is_pruned(program)
+    packed, pruned, fewer = is_quantized(program), is_pruned(program), has_fewer(program)
     program = with_plain_weights(program) if packed else program
+    program = with_scales_in_weights(program, config) if fewer else program
     config = pruned_config(program, config) if pruned else config
     steps = {step.name for step in program.history}
-    if pruned or ((packed or TRAINED in steps) and not steps & {"upcycle", "merge"}):
+    copies = steps & {"upcycle", "merge"}
+    code: dict[str, str] = {}
+    config = top_k_config(program, config) if fewer and not copies else config
+    if is_carved(program):
+        target, stored, code = _plan_carved(program, source, config, dtype)
+    elif pruned or ((packed or fewer or TRAINED in steps) and not copies):
         target, stored = _plan_own(program, source, config, dtype)
     else:
         target, stored = _plan_upcycled(program, config, dtype)
@@ -70,7 +80,7 @@ def save_hf(
             check_tied(program, target)
     if packed:
         target, stored = in_packed_form(target, stored, program.source)
-    publish(Path(folder), lambda partial: write_checkpoint(partial, target, stored, max_shard_bytes, beside))
+    publish(Path(folder), lambda partial: write_checkpoint(partial, target, stored, max_shard_bytes, beside, code))
     return str(target.model_type)
 
 
@@ -88,12 +98,29 @@ def _plan_upcycled(program: Program, config: Any, dtype: torch.dtype | None) -> 
     return target, plan_upcycled(program, target, container, upcycled)
 
 
-def _plan_own(program: Program, source: Any, config: Any, dtype: torch.dtype | None) -> tuple[Any, dict[str, Weight]]:
-    """The config and the weights of a program that kept the architecture of its source."""
+def _plan_carved(
+    program: Program, source: Any, config: Any, dtype: torch.dtype | None
+) -> tuple[Any, dict[str, Weight], dict[str, str]]:
+    """The same for a carved program, and the code that lies beside its weights."""
+    forms = read_carved(program)
+    stock = plan_stock(program, forms, config, dtype)
+    if not isinstance(stock, str):
+        return *stock, {}
+    target, stored, text = plan_carved(program, forms, _class_of(source, config), config, dtype)
+    return target, stored, {CODE: text}
+
+
+def _class_of(source: Any, config: Any) -> Any:
+    """The class of the model that a program was captured from."""
     import transformers
 
     origin = getattr(source, "origin", None)
-    model_class = type(origin.template) if origin is not None else getattr(transformers, config.architectures[0])
+    return type(origin.template) if origin is not None else getattr(transformers, config.architectures[0])
+
+
+def _plan_own(program: Program, source: Any, config: Any, dtype: torch.dtype | None) -> tuple[Any, dict[str, Weight]]:
+    """The config and the weights of a program that kept the architecture of its source."""
+    model_class = _class_of(source, config)
     floats = [w.dtype for w in program.weights.values() if w.dtype.is_floating_point]
     model = skeleton.build(model_class, config, dtype or floats[0])
     stored = plan_same(program, model)

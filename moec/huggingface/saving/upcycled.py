@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -134,8 +135,14 @@ def target_config(config: Any, container: Container, model: Upcycled) -> Any:
     return target
 
 
-def plan_upcycled(program: Program, target: Any, container: Container, model: Upcycled) -> dict[str, Weight]:
-    """Name in the files -> lazy weight, for every weight that the target architecture has."""
+def plan_upcycled(
+    program: Program, target: Any, container: Container, model: Upcycled, beside: Mapping[str, Weight] | None = None
+) -> dict[str, Weight]:
+    """Name in the files -> lazy weight, for every weight that the target architecture has.
+
+    Args:
+        beside: weights that are neither an expert's nor the program's own, by name.
+    """
     from transformers import AutoModelForCausalLM
 
     with torch.device(META), warnings.catch_warnings():
@@ -145,7 +152,9 @@ def plan_upcycled(program: Program, target: Any, container: Container, model: Up
     for name, value in state.items():
         layer = re.match(r"model\.layers\.(\d+)\.mlp\.(.+)", name)
         block = model.blocks.get(int(layer[1])) if layer else None
-        if layer and block:
+        if beside and name in beside:
+            made = {name: beside[name]}
+        elif layer and block:
             made = _expert_weights(
                 f"model.layers.{layer[1]}.{container.block}", layer[2], block, container, model, tuple(value.shape)
             )
