@@ -13,10 +13,10 @@ from torch import Tensor, fx
 
 from moec.errors import MoecError
 from moec.execution.lockstep import OperatorCalls, run_in_lockstep
-from moec.experts.carving import allocate
 from moec.experts.cut import MoeBlock, find_block
 from moec.experts.fewer import Fewer, fewer
 from moec.experts.residual import residual_sum
+from moec.experts.spread import spread
 from moec.pipeline.passes import Context, Contract, Pass, Plan
 from moec.program.dialect_call import RouteCall, position
 from moec.program.moe_call import MoeCall, moe_nodes
@@ -126,7 +126,7 @@ class SetTopK(Pass):
             return [int(self.top_k)] * len(blocks)
         found, sizes = _run(program, batches, blocks, {b.node: b.rule.top_k for b in blocks}, self.rescale)
         curves = [torch.tensor(found[b.node].errors) * (found[b.node].size / sizes[b.node]) for b in blocks]
-        return allocate(curves, 1, self.top_k)
+        return spread(curves, 1, self.top_k)
 
 
 def _run(

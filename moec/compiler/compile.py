@@ -166,7 +166,11 @@ def calibration_for(options: Options, source: Source) -> Calibration | None:
     text is of no use."""
     options.pipeline.check(calibrated=options.calibration is not None)
     text = options.calibration_text
-    return read_calibration(text, source, options.seed) if text else None
+    calibration = read_calibration(text, source, options.seed) if text else None
+    for item in options.pipeline if calibration else ():
+        if item.needs_calibration():
+            item.check_calibration(calibration)
+    return calibration
 
 
 def tell_step(step: StepReport, progress: Progress) -> None:

@@ -134,6 +134,13 @@ class Pass(ABC):
         """The contract of this configuration; differs from the class's where an option makes a pass approximate."""
         return self.contract
 
+    def check_settings(self) -> None:
+        """Raise M203 for options that fit no model at all; asked before the model is captured."""
+
+    def check_calibration(self, calibration: Calibration) -> None:
+        """Raise M203 for a calibration text that is of no use to this configuration; asked before the model is
+        captured."""
+
     def needs_calibration(self) -> bool:
         """Whether this configuration cannot work without a calibration text."""
         return False

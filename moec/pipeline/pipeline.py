@@ -76,10 +76,12 @@ class Pipeline:
             quantized: whether a pass before these has quantized weights.
 
         Raises:
-            MoecError: M201 when the order is wrong, M203 when a pass lacks a calibration text or the weights it needs.
+            MoecError: M201 when the order is wrong, M203 when a pass lacks a calibration text or the weights it needs,
+                and for options that fit no model.
         """
         known = set(ran)
         for item in self.passes:
+            item.check_settings()
             missing = next((name for name in item.after if name not in known), None)
             if missing is not None:
                 what = f"{item.name} must run after {missing}"
