@@ -9,12 +9,12 @@ other options, calibrated on the same text and judged on another. A language mod
 divergence to the dense model in nats a token and its perplexity. An encoder: the language reference (`pydoc_data`), in
 windows of 64 tokens, by sentences out of the library's docstrings: cosine of their mean-pooled vectors to the dense
 model's, and Spearman's correlation of the similarities of all pairs with the dense model's. Seeds draw clusters and
-random splits, and the part of the text that calibrates; all methods get the same. The table has the mean over seeds and,
-behind ±, half of what lies between the least and the most.
+random splits, and the part of the text that calibrates; all methods get the same. The table has the mean over seeds
+and, behind ±, half of what lies between the least and the most.
 
 `static (FLAP)` keeps the neurons of the highest FLAP score for every token, with the others' means: equal active
-neurons, no routing. `static, refitted` is the same with the last matrix fitted anew, as `moec` does it. CMoE has as many
-shared experts as routed ones and no training; ExpertWeaver as many shared ones as its own rule says, windows standing
+neurons, no routing. `static, refitted` is the same with the last matrix fitted anew, as `moec` does it. CMoE has half
+of the active experts shared, and no training; ExpertWeaver as many shared ones as its own rule says, windows standing
 for its tasks; MoEfication has none, and its router of mean rows; LLaMA-MoE's split is random, and so is its router.
 
 `--speed`: a Llama with random weights (hidden 1024, inner 4096, 4 layers), dense beside carved, one process, turn by

@@ -11,15 +11,21 @@ from torch import Tensor, fx
 
 from moec.errors import MoecError
 from moec.experts.carved_effect import cost_curves
-from moec.experts.carved_place import CarvedPlace, carve_in_order, require_tokens, why_not_analytical
+from moec.experts.carved_place import CarvedPlace, Place, carve_in_order, require_tokens, why_not_analytical
 from moec.experts.carved_router import ROUTERS
 from moec.experts.carving import Carving
+from moec.experts.finer_place import FinerPlace
 from moec.experts.neuron_groups import PARTITIONS
 from moec.experts.spread import spread
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.passes import Context, Contract, Pass, Plan, Weights
+from moec.program.decoder_signature import LOGITS
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.recognition.ffn import Ffn, find_ffns
+
+_FITTED = 0.5  # of its cost that a network keeps when its last matrix is fitted anew; 0.4 to 0.7 were measured
+_STEP = 1 / 32  # of the experts, by which less is given up until a budget is kept
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,11 @@ class Carve(Pass):
 
     Attributes:
         experts: E, parts of each network.
-        shared: how many of them every token uses: those of the neurons that are worth most. None tries two numbers in
+        shared: how many of them every token uses: those of the neurons that are worth most. None tries three numbers in
             each layer, one of them all, and takes the one that loses least on text that is held out.
         active: experts a token, shared ones among them; or a share below 1 of all, which is spread over the layers
-            where it costs least. All of them is exact.
+            where it costs least, and of which less is given up where `--max-kl` would not allow it. All of them is
+            exact.
         partition: `coactivation` (neurons that are large for the same tokens), `rows` (clusters of the first matrix's
             rows: MoEfication, arXiv 2110.01786), `indicator` (CMoE, arXiv 2502.04416), `variation` (ExpertWeaver, arXiv
             2602.15521; `shared` is then the most that it may take) or `random` (LLaMA-MoE, arXiv 2406.16554).
@@ -50,6 +57,7 @@ class Carve(Pass):
 
     contract: ClassVar[Contract] = "approximate"
     needs_weights: ClassVar[Weights] = "unquantized"
+    prepared_by: ClassVar[tuple[str, ...]] = ("find-moe",)
 
     experts: int = 16
     shared: int | None = None
@@ -96,13 +104,15 @@ class Carve(Pass):
         ffns = [ffn for ffn in ffns if self._is_alone(ffn, ffns, context)]
         batches = list(context.require_calibration().batches(program.inputs)) if self.needs_calibration() else []
         seed = context.seed + self.seed
-        counts = self._counts(program, ffns, batches, seed)
+        counts = self._counts(program, ffns, batches, seed, context)
         wanted = [(f, n) for f, n in zip(ffns, counts, strict=True) if n < self.experts or self.active == self.experts]
         for ffn in (f for f in ffns if f not in [w for w, _ in wanted]):
             context.miss(ffn.output, "the share is spread so that all of its experts stay")
-        places = [CarvedPlace(program, ffn, self._carving(n, seed), str(self)) for ffn, n in wanted]
+        places: list[Place] = [CarvedPlace(program, ffn, self._carving(n, seed), str(self)) for ffn, n in wanted]
+        places += self._mixtures(program, context, seed)
         made: dict[fx.Node, fx.Node] = {}
-        for place in places:
+        order = {node: k for k, node in enumerate(program.graph.nodes)}
+        for place in sorted(places, key=lambda place: order[place.end]):
             place.rewrite(self.name, made)
         if places:
             carve_in_order(program, places, batches)
@@ -166,16 +176,46 @@ class Carve(Pass):
             raise MoecError("M203", f"router=analytical cannot be written: {why}", ffn.path, "use router=ridge")
         return True
 
+    def _mixtures(self, program: Program, context: Context, seed: int) -> list[Place]:
+        """The mixtures whose experts are cut, each expert alike: a share is not spread over them."""
+        active = round(self.active * self.experts) if self._is_share() else int(self.active)
+        how, found = self._carving(max(active, self.shared or 0, 1), seed), list[Place]()
+        for node in moe_nodes(program):
+            why = FinerPlace.why_not(program, node, self.experts)
+            why = why or "router=analytical is for dense networks" * (self.router == "analytical")
+            if why:
+                context.miss(node, why)
+            else:
+                found.append(FinerPlace(program, node, how, str(self)))
+        return found
+
     def _carving(self, active: int, seed: int) -> Carving:
         """One network's settings."""
         how = self.partition, self.router, self.compensate, self.refit
         return Carving(self.experts, self.shared, active, *how, seed)
 
     # ------------------------------------------------------------------ the budget
-    def _counts(self, program: Program, ffns: list[Ffn], batches: list[dict[str, Tensor]], seed: int) -> list[int]:
+    def _counts(
+        self, program: Program, ffns: list[Ffn], batches: list[dict[str, Tensor]], seed: int, context: Context
+    ) -> list[int]:
+        """How many experts a token uses in each network. Where the user allows only so much, and the sum of what the
+        networks cost is more, experts are given up in fewer places than the share asks for."""
         if isinstance(self.active, int) or not ffns:
             return [int(self.active)] * len(ffns)
         least = max(1, self.shared or 0)
         usual = min(max(least, round(self.active * self.experts)), self.experts - 1)
         curves = cost_curves(program, ffns, batches, self._carving(usual, seed))
-        return spread(curves, least, self.active, [ffn.hidden * ffn.intermediate for ffn in ffns])
+        sizes, share = [ffn.hidden * ffn.intermediate for ffn in ffns], float(self.active)
+        counts = spread(curves, least, share, sizes)
+        if context.max_kl is None or LOGITS not in program.outputs:
+            return counts
+
+        def cost() -> float:
+            return sum(float(c[n - 1]) for c, n in zip(curves, counts, strict=True)) * (_FITTED if self.refit else 1)
+
+        while cost() > context.max_kl and share < 1:
+            share = min(1.0, share + _STEP)
+            counts = spread(curves, least, share, sizes)
+        if share > self.active:
+            context.facts["given_up"] = [{"asked": self.active, "active": share, "max_kl": context.max_kl}]
+        return counts

@@ -191,7 +191,7 @@ def run_passes(
 ) -> tuple[Program, Program, list[StepReport]]:
     """The user's passes, then the target's, which may find nothing to do. Returns the program after either, and what
     was done."""
-    context = Context(seed=options.seed, calibration=calibration)
+    context = Context(seed=options.seed, calibration=calibration, max_kl=options.max_kl)
     progress.stage("passes")
     program, steps = options.pipeline.run(captured, context, hooks)
     legal, more = backend.legalize(options.target).run(program, context, hooks)

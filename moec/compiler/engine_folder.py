@@ -74,7 +74,7 @@ class EngineFolder:
         require_same_texts(self.report, self.options, ["calibration"])
         calibration = read_calibration(text, source, seed) if text else None
         captured = source.capture(self.backend.precision(self.target))
-        context = Context(seed=seed, calibration=calibration)
+        context = Context(seed=seed, calibration=calibration, max_kl=self.options.max_kl)
         program, _ = self.options.pipeline.run(captured, context, hooks)
         program, _ = self.backend.legalize(self.target).run(program, context, hooks)
         return captured, program

@@ -1,4 +1,5 @@
-"""What carving each network of a model costs, in units that can be compared: what its error changes at the model's end."""
+"""What carving each network of a model costs, in units that can be compared: what its error changes at the model's
+end."""
 
 from __future__ import annotations
 
@@ -23,9 +24,10 @@ def cost_curves(
 ) -> list[Tensor]:
     """For each dense network what it costs to carve it, by the number of experts a token, `[E]`.
 
-    The squared error of a network, by that number, is measured on what the dense model brings to it. One point of it,
-    the error with `how.active` experts, is then put into the dense model, network by network, and followed to the end on
-    the text's first batch: as a KL divergence of the logits, else as the relative squared error of the first output.
+    The squared error of a network, by that number, is measured on what the dense model brings to it, before anything is
+    fitted anew. One point of it, the error with `how.active` experts, is then put into the dense model, network by
+    network, and followed to the end on the text's first batch: as a KL divergence of the logits, in nats a token, else
+    as the relative squared error of the first output.
     """
     curves, slips = _errors(program, ffns, batches, how)
     effects = _effects(program, ffns, batches[0], slips)
@@ -55,7 +57,9 @@ def _errors(
     return [found[ffn.output][0] for ffn in ffns], [found[ffn.output][1] for ffn in ffns]
 
 
-def _effects(program: Program, ffns: Sequence[Ffn], batch: Mapping[str, Tensor], slips: Sequence[Tensor]) -> list[float]:
+def _effects(
+    program: Program, ffns: Sequence[Ffn], batch: Mapping[str, Tensor], slips: Sequence[Tensor]
+) -> list[float]:
     """What each network's slip changes at the end: the model runs once for each of them, and once without, side by
     side."""
     readers: dict[fx.Node, list[tuple[int, int]]] = {}

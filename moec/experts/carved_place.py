@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -24,7 +24,7 @@ from moec.recognition.ffn import Ffn
 from moec.recognition.linear import value_of
 
 aten, ops = torch.ops.aten, torch.ops.moec
-_TOKENS_AN_EXPERT = 32  # that the text must have, for a router to be fitted to anything
+TOKENS_AN_EXPERT = 32  # that the text must have, for a router to be fitted to anything
 _DRAWN = 64  # rows that stand for a text where nothing is fitted to one
 _PLAIN = {  # activations that a router of CMoE's kind is written with
     "silu": (aten.silu.default, {}),
@@ -45,6 +45,11 @@ class CarvedPlace:
     def __init__(self, program: Program, ffn: Ffn, how: Carving, by: str) -> None:
         self.program, self.ffn, self.how, self._by = program, ffn, how, by
         self.carved: Carved | None = None
+
+    @property
+    def end(self) -> fx.Node:
+        """The node that is replaced."""
+        return self.ffn.output
 
     def rewrite(self, name: str, made: dict[fx.Node, fx.Node]) -> None:
         """Put routing and experts in the network's place, with weights that `fit` fills in.
@@ -85,6 +90,26 @@ class CarvedPlace:
     def _read(self, name: str) -> fx.Node:
         return self.program.read_weight(self.names[name])
 
+    def look(self, calls: OperatorCalls) -> None:
+        """Called for every operator before it is computed: at the place's first one, cut the network by what arrives.
+
+        Raises:
+            MoecError: M203 for a text that is too short.
+        """
+        if calls.node is not self.first:
+            return
+        x = joined(calls.values(0))
+        require_tokens(len(x), self.how.experts, self.ffn.path)
+        with torch.inference_mode(False):
+            self.fit(x.clone())
+        calls.replace(1, self.program.weights[self.names["router.weight"]])  # what is read later is there by then
+        if len(calls.node.args) > 2:
+            calls.replace(2, self.program.weights[self.names["router.bias"]])
+
+    def fit_to_chance(self) -> None:
+        """Cut the network where there is no text, and nothing is fitted to one."""
+        self.fit(drawn(self.ffn.hidden, self.how.seed))
+
     def fit(self, x: Tensor) -> None:
         """Cut the network by what arrives there, `[T, H]`, and put its weights in place. Raises M203 where numbers are
         not finite."""
@@ -101,7 +126,24 @@ class CarvedPlace:
         return found | (asdict(self.carved.errors) if measured else {})
 
 
-def carve_in_order(program: Program, places: Sequence[CarvedPlace], batches: Sequence[Mapping[str, Tensor]]) -> None:
+class Place(Protocol):
+    """Something that is cut by what a text brings to it: a network, or the experts of a mixture."""
+
+    first: fx.Node  # of what replaces it, when it is rewritten
+
+    @property
+    def end(self) -> fx.Node: ...
+
+    def rewrite(self, name: str, made: dict[fx.Node, fx.Node]) -> None: ...
+
+    def look(self, calls: OperatorCalls) -> None: ...
+
+    def fit_to_chance(self) -> None: ...
+
+    def facts(self, measured: bool) -> dict[str, Any]: ...
+
+
+def carve_in_order(program: Program, places: Sequence[Place], batches: Sequence[Mapping[str, Tensor]]) -> None:
     """Fit each place to what the text brings to it when all before it are fitted; by nothing where there is no text,
     since then nothing of it is looked at.
 
@@ -110,31 +152,29 @@ def carve_in_order(program: Program, places: Sequence[CarvedPlace], batches: Seq
     """
     if not batches:
         for place in places:
-            place.fit(torch.randn(_DRAWN, place.ffn.hidden, generator=torch.Generator().manual_seed(place.how.seed)))
+            place.fit_to_chance()
         return
-    by_router = {place.first: place for place in places}
-    last = next(node for node in reversed(program.graph.nodes) if node in by_router)
+    routers = {place.first for place in places}
+    last = next(node for node in reversed(program.graph.nodes) if node in routers)
 
     def visit(calls: OperatorCalls) -> None:
-        place = by_router.get(calls.node)
-        if place is not None:
-            x = joined(calls.values(0))
-            require_tokens(len(x), place.how.experts, place.ffn.path)
-            with torch.inference_mode(False):
-                place.fit(x.clone())
-            calls.replace(1, program.weights[place.names["router.weight"]])  # what is read later is there by then
-            if len(calls.node.args) > 2:
-                calls.replace(2, program.weights[place.names["router.bias"]])
+        for place in places:
+            place.look(calls)
 
     run_in_lockstep(program, batches, visit, until=last)
 
 
+def drawn(hidden: int, seed: int) -> Tensor:
+    """Rows that stand for a text, `[64, H]`."""
+    return torch.randn(_DRAWN, hidden, generator=torch.Generator().manual_seed(seed))
+
+
 def require_tokens(count: int, experts: int, where: str) -> None:
     """Raise M203 for a text that is too short to fit a router to."""
-    least = _TOKENS_AN_EXPERT * experts
+    least = TOKENS_AN_EXPERT * experts
     if count < least:
         what = f"the calibration text has {count} tokens, too few for {experts} experts"
-        fewer = count // _TOKENS_AN_EXPERT
+        fewer = count // TOKENS_AN_EXPERT
         fix = f"give one of {least} tokens or more" + (f", or ask for at most {fewer} experts" if fewer > 1 else "")
         raise MoecError("M203", what, where, fix)
 

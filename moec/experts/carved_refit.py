@@ -40,8 +40,8 @@ def refitted(before: Output, hidden: Tensor, chosen: Tensor, owner: Tensor, whol
     """The output that is nearest to the dense network's, a penalty on the change of the last matrix included.
 
     Args:
-        before: what it is fitted from. hidden: `[T, I]`. chosen: `[T, E]`. owner: `[I]`. whole: the dense network's last
-            matrix `[H, I]`: its output is what is wanted.
+        before: what it is fitted from. hidden: `[T, I]`. chosen: `[T, E]`. owner: `[I]`.
+        whole: the dense network's last matrix `[H, I]`: its output is what is wanted.
     """
     size, count = hidden.shape[1], chosen.shape[1]
     moments, cross = torch.zeros(size + count, size + count), torch.zeros(size + count, len(whole))

@@ -95,7 +95,7 @@ def representatives(dense: Dense, marks: Tensor, groups: list[Tensor]) -> tuple[
         marks: `[I, T]`, see `neuron_groups.indicators`.
 
     Returns:
-        the rows of the gate, or of the one first matrix, `[E, H]`; those of the up half where there is one; zeros `[E]`.
+        the rows of the gate, or of the one first matrix, `[E, H]`; those of the up half if there is one; zeros `[E]`.
     """
     picked = []
     for group in groups:

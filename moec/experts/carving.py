@@ -50,11 +50,12 @@ class Carving:
     seed: int
 
     def candidates(self) -> list[int]:
-        """Numbers of shared experts to try: as many as it was measured to want, and all, where nothing is routed."""
+        """Numbers of shared experts to try: from half of the active ones, which was measured to be little enough, to
+        all of them, where nothing is routed."""
         if self.shared is not None:
             return [self.shared]
-        usual = round(self.active * max(0.5, self.active / self.experts))
-        return sorted({min(usual, self.active), self.active} if self.active < self.experts else {0})
+        least = min(round(self.active * max(0.5, self.active / self.experts)), self.active)
+        return sorted({least, (least + self.active) // 2, self.active} if self.active < self.experts else {0})
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,9 @@ class Cut:
     """A network on the way to be cut: which neurons go together and how experts are chosen, for any number of them.
 
     Args:
-        dense: the network. x: `[T, H]`, what the text sends into it, in the text's order. how: the active number is left
-            open; so is None as the number of shared experts, which is none here.
+        dense: the network. x: `[T, H]`, what the text sends into it, in the text's order.
+        how: None as the number of shared experts is none here. `at` and `curve` take any number of active ones, except
+            where all that `how` has are shared.
     """
 
     def __init__(self, dense: Dense, x: Tensor, how: Carving) -> None:

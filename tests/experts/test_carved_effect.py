@@ -46,7 +46,8 @@ def captured() -> Program:
     model = Aside().eval()
     model.ups[1].load_state_dict(model.ups[0].state_dict())
     model.downs[1].load_state_dict(model.downs[0].state_dict())
-    return moec.capture(model, {"input_ids": torch.zeros(3, 7, dtype=torch.int64)}, {"input_ids": ("batch", "sequence")})
+    ids = torch.zeros(3, 7, dtype=torch.int64)
+    return moec.capture(model, {"input_ids": ids}, {"input_ids": ("batch", "sequence")})
 
 
 def test_what_is_hardly_heard_costs_little_and_outputs_other_than_logits_are_compared() -> None:

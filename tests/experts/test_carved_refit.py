@@ -32,7 +32,7 @@ def test_means_are_found_where_nothing_else_is_to_be_seen() -> None:
     hidden, whole = torch.randn(4000, 8, generator=generator) + 1, torch.randn(3, 8, generator=generator)
     chosen = torch.rand(4000, 4, generator=generator) < 0.5
     after = refitted(output(whole), hidden, chosen, OWNER, whole)
-    means = torch.stack([whole[:, OWNER == e].sum(1) for e in range(4)])  # every neuron's mean is 1
+    means = torch.stack([whole[:, e == OWNER].sum(1) for e in range(4)])  # every neuron's mean is 1
     assert torch.allclose(after.constant, means.sum(0), atol=0.6)
     wanted, found = hidden @ whole.T, after(hidden, chosen, OWNER)
     assert torch.allclose(found.mean(0), wanted.mean(0), atol=1e-3)

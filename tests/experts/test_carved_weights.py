@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from moec.experts.carved_weights import carved_weights, placeholders
 from moec.dialect import Activation
 from moec.experts.carved_refit import Output
 from moec.experts.carved_router import Router
+from moec.experts.carved_weights import carved_weights, placeholders
 from moec.experts.carving import Carved, Carving, Errors
 from moec.recognition.ffn import find_ffns
 from tests import zoo
-
 
 HOW = Carving(4, 0, 2, "rows", "ridge", True, True, 0)
 

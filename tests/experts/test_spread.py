@@ -22,6 +22,7 @@ def test_a_cliff_behind_a_slope_is_seen() -> None:
 
 
 def test_large_layers_count_for_more_and_short_ones_end() -> None:
-    assert spread([FLAT, FLAT * 1.5], 1, 0.75, [1, 1]) == [2, 4] and spread([FLAT, FLAT * 1.5], 1, 0.75, [1, 2]) == [3, 3]
+    assert spread([FLAT, FLAT * 1.5], 1, 0.75, [1, 1]) == [2, 4]
+    assert spread([FLAT, FLAT * 1.5], 1, 0.75, [1, 2]) == [3, 3]
     assert spread([STEEP, torch.tensor([0.2, 0.0])], 1, 5 / 6) == [4, 1]
     assert spread([STEEP, torch.tensor([2.0, 0.0])], 1, 1.0) == [4, 2]
