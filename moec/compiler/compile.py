@@ -167,8 +167,8 @@ def calibration_for(options: Options, source: Source) -> Calibration | None:
     options.pipeline.check(calibrated=options.calibration is not None)
     text = options.calibration_text
     calibration = read_calibration(text, source, options.seed) if text else None
-    for item in options.pipeline if calibration else ():
-        if item.needs_calibration():
+    for item in options.pipeline:
+        if calibration is not None and item.needs_calibration():
             item.check_calibration(calibration)
     return calibration
 

@@ -70,7 +70,9 @@ def _columns(matrix: Weight, order: list[int], count: int) -> Weight:
 
 def _fitted(ffn: Ffn, carved: Carved, order: list[int], label: str) -> Weight:
     """The new last matrix, expert by expert, `[E, H, I/E]`."""
-    parts = carved.output.w_out[:, order].unflatten(1, (len(carved.groups), -1)).transpose(0, 1)
+    rows, columns = carved.output.w_out.shape
+    count = len(carved.groups)
+    parts = carved.output.w_out[:, order].reshape(rows, count, columns // count).transpose(0, 1)
     return _new(parts, ffn.w_out.dtype, f"last matrix fitted anew of {label}")
 
 

@@ -139,8 +139,8 @@ class FinerPlace:
         how = self.how
         if x is None:
             x = drawn(expert.hidden, how.seed)
-            drawing = {"partition": "random", "router": "random", "compensate": False, "refit": False}
-            how = replace(how, shared=how.shared or 0, **drawing)
+            how = replace(how, shared=how.shared or 0, partition="random", router="random")
+            how = replace(how, compensate=False, refit=False)
         with finite(expert):
             return cut(dense_of(expert), x, how)
 

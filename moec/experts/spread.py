@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from moec.quantization.allocation import cheapest
+from moec.experts.cheapest import cheapest
 
 
 def spread(curves: Sequence[Tensor], least: int, share: float, sizes: Sequence[int] | None = None) -> list[int]:
     """How many experts a token uses in each layer, so that all layers together use a share of their experts: the choice
-    of the least total cost, see `moec.quantization.allocation`.
+    of the least total cost, see `moec.experts.cheapest`.
 
     Args:
         curves: of each layer, what a token with 1, 2, … E experts costs, in units that can be compared.
