@@ -17,7 +17,8 @@ from moec.dialect import Activation, Routing
 from moec.errors import MoecError
 from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.experts.carved_weights import carved_weights, placeholders
-from moec.experts.carving import Carved, Carving, Dense, NotFiniteError, cut
+from moec.experts.carving import Carved, Carving, NotFiniteError, cut
+from moec.experts.dense_network import Dense
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.ffn import Ffn

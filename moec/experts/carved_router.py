@@ -7,16 +7,13 @@ by ridge regression, so that it needs no training, and every kernel of a mixture
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from moec.dialect import Activation
-
-if TYPE_CHECKING:
-    from moec.experts.carving import Dense
+from moec.experts.dense_network import Dense
 
 ROUTERS = ("ridge", "mean-row", "analytical", "random")
 ALWAYS = 1e4  # the logit of a shared expert: above every other, and a number in float16

@@ -14,11 +14,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from moec.dialect import Activation
 from moec.experts.carved_refit import Output, refitted
 from moec.experts.carved_router import ALWAYS, Router, contributions, mean_rows, representatives, ridge
+from moec.experts.dense_network import Dense
 from moec.experts.neuron_groups import by_first_centers, clusters, features, indicators, rate, variation, worth
 from moec.experts.router_fit import best_experts
 
@@ -56,30 +55,6 @@ class Carving:
             return [self.shared]
         least = min(round(self.active * max(0.5, self.active / self.experts)), self.active)
         return sorted({least, (least + self.active) // 2, self.active} if self.active < self.experts else {0})
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A network's values: `w_out @ activation(w_in @ x + b_in)`; what it adds at the end is left out.
-
-    Attributes:
-        w_in: `[F * I, H]`. b_in: `[F * I]` or None. w_out: `[H, I]`.
-    """
-
-    w_in: Tensor
-    b_in: Tensor | None
-    w_out: Tensor
-    activation: Activation
-
-    def hidden(self, x: Tensor) -> Tensor:
-        """`[T, I]` of `[T, H]`."""
-        return self.activation(F.linear(x.to(self.w_in.dtype), self.w_in, self.b_in))
-
-    def gates(self, x: Tensor) -> Tensor:
-        """What the gate alone gives, `[T, I]`; the hidden values of a network without one."""
-        size, alone = self.w_out.shape[1], replace(self.activation, gated=False)
-        bias = None if self.b_in is None else self.b_in[:size]
-        return alone(F.linear(x.to(self.w_in.dtype), self.w_in[:size], bias))
 
 
 @dataclass(frozen=True)

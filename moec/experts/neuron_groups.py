@@ -8,14 +8,11 @@ arXiv 2110.01786), neurons that are large for the same tokens belong together, t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from moec.experts.carving import Dense
+from moec.experts.dense_network import Dense
 
 PARTITIONS = ("rows", "coactivation", "indicator", "variation", "random")
 _MARKED = 10  # neurons a token (CMoE's K_a)

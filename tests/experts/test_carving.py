@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moec.dialect import Activation
-from moec.experts.carving import Carved, Carving, Cut, Dense, cut
+from moec.experts.carving import Carved, Carving, Cut, cut
+from moec.experts.dense_network import Dense
 from moec.experts.neuron_groups import PARTITIONS
 
 HOW = Carving(8, 1, 4, "rows", "ridge", True, False, 0)

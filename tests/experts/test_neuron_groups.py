@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from moec.dialect import Activation
-from moec.experts.carving import Dense
+from moec.experts.dense_network import Dense
 from moec.experts.neuron_groups import balanced, by_first_centers, clusters, features, indicators, variation, worth
 
 
