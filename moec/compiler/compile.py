@@ -181,7 +181,11 @@ def calibration_for(options: Options, source: Source) -> Calibration | None:
     text is of no use."""
     options.pipeline.check(calibrated=options.calibration is not None)
     text = options.calibration_text
-    return read_calibration(text, source, options.seed) if text else None
+    calibration = read_calibration(text, source, options.seed) if text else None
+    for item in options.pipeline:
+        if calibration is not None and item.needs_calibration():
+            item.check_calibration(calibration)
+    return calibration
 
 
 def tell_step(step: StepReport, progress: Progress) -> None:
@@ -202,7 +206,7 @@ def run_passes(
 ) -> tuple[Program, Program, list[StepReport]]:
     """The user's passes, then the target's, which may find nothing to do. Returns the program after either, and what
     was done."""
-    context = Context(seed=options.seed, calibration=calibration)
+    context = Context(seed=options.seed, calibration=calibration, max_kl=options.max_kl)
     progress.stage("passes")
     program, steps = options.pipeline.run(captured, context, hooks)
     legal, more = backend.legalize(options.target).run(program, context, hooks)

@@ -89,7 +89,7 @@ class EngineFolder:
         """The captured program, and the one that the engine was built from."""
         calibration = self._calibration(source)
         captured = source.capture(self.backend.precision(self.target))
-        context = Context(seed=self.options.seed, calibration=calibration)
+        context = Context(seed=self.options.seed, calibration=calibration, max_kl=self.options.max_kl)
         program, _ = making(self.options.pipeline)[1].run(captured, context, hooks)
         program, _ = self.backend.legalize(self.target).run(program, context, hooks)
         return captured, program

@@ -4,29 +4,35 @@ text brings to each of them."""
 from __future__ import annotations
 
 import operator
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
 
-from moec.dialect import Routing
+from moec.dialect import Activation, Routing
 from moec.errors import MoecError
 from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.experts.carved_weights import carved_weights, placeholders
-from moec.experts.carving import Carved, Carving, Cut, Dense, NotFiniteError
-from moec.experts.residual import residual_sum
+from moec.experts.carving import Carved, Carving, NotFiniteError, cut
+from moec.experts.dense_network import Dense
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.ffn import Ffn
 from moec.recognition.linear import value_of
 
 aten, ops = torch.ops.aten, torch.ops.moec
-_TOKENS_AN_EXPERT = 32  # that the text must have, for a router to be fitted to anything
+TOKENS_AN_EXPERT = 32  # that the text must have, for a router to be fitted to anything
 _DRAWN = 64  # rows that stand for a text where nothing is fitted to one
+_PLAIN = {  # activations that a router of CMoE's kind is written with
+    "silu": (aten.silu.default, {}),
+    "gelu": (aten.gelu.default, {}),
+    "gelu_tanh": (aten.gelu.default, {"approximate": "tanh"}),
+    "relu": (aten.relu.default, {}),
+}
 
 
 class CarvedPlace:
@@ -41,6 +47,11 @@ class CarvedPlace:
         self.program, self.ffn, self.how, self._by = program, ffn, how, by
         self.carved: Carved | None = None
 
+    @property
+    def end(self) -> fx.Node:
+        """The node that is replaced."""
+        return self.ffn.output
+
     def rewrite(self, name: str, made: dict[fx.Node, fx.Node]) -> None:
         """Put routing and experts in the network's place, with weights that `fit` fills in.
 
@@ -49,13 +60,12 @@ class CarvedPlace:
         """
         x = made.get(self.ffn.x, self.ffn.x)  # a network may read another's output as it is
         program, ffn, call = self.program, self.ffn, partial(call_like, self.program, self.ffn.output, name)
-        forms = placeholders(ffn, self.how.experts)
+        forms = placeholders(ffn, self.how)
         self.names = {name: program.add_weight(f"{ffn.path}.{name}", w) for name, w in forms.items()}
         rule = Routing(self.how.active, score="identity", combine="ones")
         with program.graph.inserting_before(ffn.output):
             rows = x if value_of(x).dtype == torch.float32 else call(aten.to.dtype, x, torch.float32)
-            self.scored = call(aten.linear.default, rows, self._read("router.weight"), self._read("router.bias"))
-            chosen = call(ops.route.default, self.scored, None, **rule.arguments())
+            chosen = call(ops.route.default, self._logits(rows, call), None, **rule.arguments())
             parts = call(operator.getitem, chosen, 0), call(operator.getitem, chosen, 1)
             w_in, w_out = self._read("experts.w_in"), self._read("experts.w_out")
             b_in = self._read("experts.b_in") if "experts.b_in" in self.names else None
@@ -65,13 +75,47 @@ class CarvedPlace:
         ffn.output.replace_all_uses_with(y)
         made[ffn.output] = y
 
+    def _logits(self, rows: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
+        """The router: a linear layer, or a small network of the neurons that stand for their experts."""
+        weight = self._read("router.weight")
+        if self.how.router != "analytical":
+            self.first = call(aten.linear.default, rows, weight, self._read("router.bias"))
+            return self.first
+        function, options = _PLAIN[self.ffn.activation.name]
+        self.first = call(aten.linear.default, rows, weight)
+        value = call(function, self.first, **options)
+        if self.ffn.activation.gated:
+            value = call(aten.mul.Tensor, value, call(aten.linear.default, rows, self._read("router.up")))
+        return call(aten.add.Tensor, call(aten.abs.default, value), self._read("router.bias"))
+
     def _read(self, name: str) -> fx.Node:
         return self.program.read_weight(self.names[name])
+
+    def look(self, calls: OperatorCalls) -> None:
+        """Called for every operator before it is computed: at the place's first one, cut the network by what arrives.
+
+        Raises:
+            MoecError: M203 for a text that is too short.
+        """
+        if calls.node is not self.first:
+            return
+        x = joined(calls.values(0))
+        require_tokens(len(x), self.how.experts, self.ffn.path)
+        with torch.inference_mode(False):
+            self.fit(x.clone())
+        calls.replace(1, self.program.weights[self.names["router.weight"]])  # what is read later is there by then
+        if len(calls.node.args) > 2:
+            calls.replace(2, self.program.weights[self.names["router.bias"]])
+
+    def fit_to_chance(self) -> None:
+        """Cut the network where there is no text, and nothing is fitted to one."""
+        self.fit(drawn(self.ffn.hidden, self.how.seed))
 
     def fit(self, x: Tensor) -> None:
         """Cut the network by what arrives there, `[T, H]`, and put its weights in place. Raises M203 where numbers are
         not finite."""
-        self.carved = _cut(self.ffn, x, self.how).at(self.how.active)
+        with finite(self.ffn):
+            self.carved = cut(dense_of(self.ffn), x, self.how)
         made = carved_weights(self.ffn, self.carved, f"{self._by}, seed {self.how.seed}")
         for name, value in made.items():
             self.program.weights[self.names[name]] = value
@@ -79,11 +123,28 @@ class CarvedPlace:
     def facts(self, measured: bool) -> dict[str, Any]:
         """What is reported of it, as plain data; errors only where a text was there."""
         assert self.carved is not None
-        found = {"module": self.ffn.path, "active": self.how.active}
+        found = {"module": self.ffn.path, "active": self.how.active, "shared": self.carved.shared}
         return found | (asdict(self.carved.errors) if measured else {})
 
 
-def carve_in_order(program: Program, places: Sequence[CarvedPlace], batches: Sequence[Mapping[str, Tensor]]) -> None:
+class Place(Protocol):
+    """Something that is cut by what a text brings to it: a network, or the experts of a mixture."""
+
+    first: fx.Node  # of what replaces it, when it is rewritten
+
+    @property
+    def end(self) -> fx.Node: ...
+
+    def rewrite(self, name: str, made: dict[fx.Node, fx.Node]) -> None: ...
+
+    def look(self, calls: OperatorCalls) -> None: ...
+
+    def fit_to_chance(self) -> None: ...
+
+    def facts(self, measured: bool) -> dict[str, Any]: ...
+
+
+def carve_in_order(program: Program, places: Sequence[Place], batches: Sequence[Mapping[str, Tensor]]) -> None:
     """Fit each place to what the text brings to it when all before it are fitted; by nothing where there is no text,
     since then nothing of it is looked at.
 
@@ -92,77 +153,57 @@ def carve_in_order(program: Program, places: Sequence[CarvedPlace], batches: Seq
     """
     if not batches:
         for place in places:
-            place.fit(torch.randn(_DRAWN, place.ffn.hidden, generator=torch.Generator().manual_seed(place.how.seed)))
+            place.fit_to_chance()
         return
-    by_router = {place.scored: place for place in places}
-    last = next(node for node in reversed(program.graph.nodes) if node in by_router)
+    routers = {place.first for place in places}
+    last = next(node for node in reversed(program.graph.nodes) if node in routers)
 
     def visit(calls: OperatorCalls) -> None:
-        place = by_router.get(calls.node)
-        if place is not None:
-            x = _joined(calls.values(0))
-            _require_tokens(len(x), place)
-            with torch.inference_mode(False):
-                place.fit(x.clone())
-            for at, name in ((1, "router.weight"), (2, "router.bias")):
-                calls.replace(at, program.weights[place.names[name]])
+        for place in places:
+            place.look(calls)
 
     run_in_lockstep(program, batches, visit, until=last)
 
 
-def _require_tokens(count: int, place: CarvedPlace) -> None:
-    least = _TOKENS_AN_EXPERT * place.how.experts
+def drawn(hidden: int, seed: int) -> Tensor:
+    """Rows that stand for a text, `[64, H]`."""
+    return torch.randn(_DRAWN, hidden, generator=torch.Generator().manual_seed(seed))
+
+
+def require_tokens(count: int, experts: int, where: str) -> None:
+    """Raise M203 for a text that is too short to fit a router to."""
+    least = TOKENS_AN_EXPERT * experts
     if count < least:
-        what = f"the calibration text has {count} tokens, too few for {place.how.experts} experts"
-        fix = f"give one of {least} tokens or more, or ask for fewer experts"
-        raise MoecError("M203", what, place.ffn.path, fix)
+        what = f"the calibration text has {count} tokens, too few for {experts} experts"
+        fewer = count // TOKENS_AN_EXPERT
+        fix = f"give one of {least} tokens or more" + (f", or ask for at most {fewer} experts" if fewer > 1 else "")
+        raise MoecError("M203", what, where, fix)
 
 
-def error_curves(
-    program: Program, ffns: Sequence[Ffn], batches: Sequence[Mapping[str, Tensor]], how: Carving
-) -> list[Tensor]:
-    """For each dense network its error by the number of experts a token, `[E]`, in units of what it is added to."""
-    ends: dict[fx.Node, list[Ffn]] = defaultdict(list)
-    for ffn in ffns:
-        if (end := residual_sum(ffn.output)) is not None:
-            ends[end].append(ffn)
-    added = {ffn.output for together in ends.values() for ffn in together}
-    entering = {node: ffn for ffn in ffns for node in ffn.nodes if ffn.x in node.all_input_nodes}
-    arriving: dict[fx.Node, Tensor] = {}
-    found: dict[fx.Node, Tensor] = {}
-
-    def measure(ffn: Ffn, size: float) -> None:
-        with torch.inference_mode(False):
-            curve = _cut(ffn, arriving[ffn.output].clone(), how).curve()
-        found[ffn.output] = curve / max(size, 1e-30)
-
-    def visit(calls: OperatorCalls) -> None:
-        ffn = entering.get(calls.node)
-        if ffn is not None and ffn.output not in arriving:
-            arriving[ffn.output] = x = _joined(calls.values(list(calls.node.args).index(ffn.x))).clone()
-            if ffn.output not in added:  # it stands for itself
-                dense = _dense(ffn)
-                measure(ffn, float((dense.hidden(x) @ dense.w_out.T).square().sum()))
-        for each in ends.get(calls.node, ()):
-            size = sum(float(v.float().square().sum()) for k in (0, 1) for v in calls.values(k) if torch.is_tensor(v))
-            measure(each, size)
-
-    run_in_lockstep(program, batches, visit)
-    return [found[ffn.output] for ffn in ffns]
+def why_not_analytical(ffn: Ffn) -> str:
+    """Why CMoE's router cannot be written for a network; empty where it can."""
+    rule = ffn.activation
+    if rule == Activation(rule.name, rule.gated) and rule.name in _PLAIN:
+        return ""
+    return f"its activation is none of {', '.join(_PLAIN)} in its plain form"
 
 
-def _joined(values: Sequence[Tensor]) -> Tensor:
+def joined(values: Sequence[Tensor]) -> Tensor:
+    """Rows of several inputs below each other, `[T, H]`."""
     return torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
 
 
-def _cut(ffn: Ffn, x: Tensor, how: Carving) -> Cut:
+@contextmanager
+def finite(ffn: Ffn) -> Iterator[None]:
+    """Say of which network numbers were not finite, as M203."""
     try:
-        return Cut(_dense(ffn), x, how)
+        yield
     except NotFiniteError as error:
         fix = "calibrate on another text, or leave carve out for this model"
         raise MoecError("M203", str(error), ffn.path, fix) from error
 
 
-def _dense(ffn: Ffn) -> Dense:
+def dense_of(ffn: Ffn) -> Dense:
+    """A network's values in float32."""
     b_in = None if ffn.b_in is None else ffn.b_in.load().float()
     return Dense(ffn.w_in.load().float(), b_in, ffn.w_out.load().float(), ffn.activation)

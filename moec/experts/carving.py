@@ -3,27 +3,26 @@ through it.
 
 Neurons that are worth most stay with every token (the shared experts), the others are put into clusters of equal size,
 and a linear router says which clusters matter to a token. What an expert adds on average to tokens that do not choose
-it is kept as a constant. All is fitted on most of the tokens and judged on the others, beside what has to be beaten:
-the same number of neurons, the same ones for every token.
+it is kept as a constant, and the last matrix is fitted anew. All is fitted on most of the text and judged on the rest
+of it, beside what has to be beaten: the same number of neurons, the same ones for every token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from moec.dialect import Activation
-from moec.experts.carved_router import ALWAYS, contributions, mean_rows, ridge
-from moec.experts.neuron_groups import clusters, features, worth
+from moec.experts.carved_refit import Output, refitted
+from moec.experts.carved_router import ALWAYS, Router, contributions, mean_rows, representatives, ridge
+from moec.experts.dense_network import Dense
+from moec.experts.neuron_groups import by_first_centers, clusters, features, indicators, rate, variation, worth
 from moec.experts.router_fit import best_experts
 
 MOST_TOKENS = 16384  # that a layer is fitted to; more change little
-_HELD_OUT = 8  # one token in so many judges what the others made
+_HELD_OUT = 8  # one part in so many, the last one, judges what the others made
 _PROFILED = 2048  # tokens by which co-activation is compared
 _RIDGE = 0.01
 
@@ -33,47 +32,38 @@ class Carving:
     """How a network is to be cut.
 
     Attributes:
-        experts: E, equal parts. shared: how many of them every token uses. active: how many a token uses, shared ones
-            among them.
+        experts: E, equal parts. shared: how many of them every token uses; None for the number that loses least.
+        active: how many a token uses, shared ones among them.
         partition: one of `PARTITIONS`. router: one of `ROUTERS`. compensate: whether the means of experts that are not
-            chosen are added.
+            chosen are added. refit: whether the last matrix is fitted anew.
         seed: for clusters, and for what is random.
     """
 
     experts: int
-    shared: int
+    shared: int | None
     active: int
     partition: str
     router: str
     compensate: bool
+    refit: bool
     seed: int
 
-
-@dataclass(frozen=True)
-class Dense:
-    """A network's values: `w_out @ activation(w_in @ x + b_in)`; what it adds at the end is left out.
-
-    Attributes:
-        w_in: `[F * I, H]`. b_in: `[F * I]` or None. w_out: `[H, I]`.
-    """
-
-    w_in: Tensor
-    b_in: Tensor | None
-    w_out: Tensor
-    activation: Activation
-
-    def hidden(self, x: Tensor) -> Tensor:
-        """`[T, I]` of `[T, H]`."""
-        return self.activation(F.linear(x.to(self.w_in.dtype), self.w_in, self.b_in))
+    def candidates(self) -> list[int]:
+        """Numbers of shared experts to try: from half of the active ones, which was measured to be little enough, to
+        all of them, where nothing is routed."""
+        if self.shared is not None:
+            return [self.shared]
+        least = min(round(self.active * max(0.5, self.active / self.experts)), self.active)
+        return sorted({least, (least + self.active) // 2, self.active} if self.active < self.experts else {0})
 
 
 @dataclass(frozen=True)
 class Errors:
-    """What is lost on tokens that nothing was fitted to: mean squared, in units of the output's mean square.
+    """What is lost on text that nothing was fitted to: mean squared, in units of the output's mean square.
 
     Attributes:
-        carved: of the carved network. static: of as many neurons, the same for every token, with the others' means.
-            oracle: of the same experts, chosen by what they really add.
+        carved: of the carved network. static: of as many neurons, the same for every token, with the others' means
+            (FLAP). oracle: of the same experts, chosen by what they really add.
         uneven: the busiest routed expert's tokens over the mean's.
     """
 
@@ -88,15 +78,18 @@ class Carved:
     """A network that was cut.
 
     Attributes:
-        groups: the neurons of each expert, shared ones first.
-        router: `[E, H]`. bias: `[E]`. absent: `[E, H]`, what an expert adds on average to tokens that do not choose it.
+        groups: the neurons of each expert, shared ones first. shared: how many these are.
+        router: what says which experts a token needs.
+        output: the last matrix, in the neurons' old order, and what is added. fitted: whether that matrix is another
+            than the dense network's.
         errors: see there.
     """
 
     groups: tuple[Tensor, ...]
-    router: Tensor
-    bias: Tensor
-    absent: Tensor
+    shared: int
+    router: Router
+    output: Output
+    fitted: bool
     errors: Errors
 
 
@@ -108,95 +101,129 @@ class Cut:
     """A network on the way to be cut: which neurons go together and how experts are chosen, for any number of them.
 
     Args:
-        dense: the network. x: `[T, H]`, what the text sends into it. how: the active number is left open.
+        dense: the network. x: `[T, H]`, what the text sends into it, in the text's order.
+        how: None as the number of shared experts is none here. `at` and `curve` take any number of active ones, except
+            where all that `how` has are shared.
     """
 
     def __init__(self, dense: Dense, x: Tensor, how: Carving) -> None:
         self.dense, self.how = dense, how
         x = x[:: -(-len(x) // MOST_TOKENS)].float()
-        judging = torch.arange(len(x)) % _HELD_OUT == 0
-        self._x, self._judged = x[~judging], x[judging]
+        held_out = len(x) // _HELD_OUT
+        self._x, self._judged = x[: len(x) - held_out], x[len(x) - held_out :]
         self.hidden = dense.hidden(self._x)
         self.worth = worth(self.hidden, dense.w_out)
         if not bool(self.worth.isfinite().all()) or not bool(self._x.isfinite().all()):
             raise NotFiniteError("what the text brings there, or what becomes of it, is not finite")
+        self.shared = how.shared or 0
         self.groups = self._groups()
-        self.router, self.bias = self._router()
+        self.owner = torch.empty(len(self.worth), dtype=torch.int64)
+        for e, group in enumerate(self.groups):
+            self.owner[group] = e
+        self.router = self._router()
+
+    @property
+    def _idle(self) -> bool:
+        """Whether shared experts are all that a token uses, so that it does not matter how the others are cut."""
+        return self.shared >= self.how.active
+
+    @cached_property
+    def _marks(self) -> Tensor:
+        """`[I, T]`, see `indicators`."""
+        return indicators(self.dense, self._x[:: -(-len(self._x) // _PROFILED)])
 
     def _groups(self) -> list[Tensor]:
         how, size = self.how, len(self.worth) // self.how.experts
         generator = torch.Generator().manual_seed(how.seed)
-        shared = self.worth.topk(how.shared * size).indices
-        rest = torch.ones(len(self.worth), dtype=torch.bool)
-        rest[shared] = False
-        routed, count = rest.nonzero()[:, 0], how.experts - how.shared
-        if how.partition == "random":
-            assigned = torch.randperm(len(routed), generator=generator) % max(count, 1)
-        else:
+        score, points = self.worth, None
+        if how.partition == "indicator":
+            score, points = rate(self._marks), self._marks
+        elif how.partition == "variation":
+            score, points, most = variation(self.dense.gates(self._x))
+            self.shared = min(self.shared, round(most * how.experts))
+        elif how.partition != "random" and not self._idle:
             seen = self.hidden[:: -(-len(self.hidden) // _PROFILED)]
-            points = features(how.partition, self.dense.w_in, seen, self.dense.w_out)[routed]
-            assigned = clusters(points, count, how.seed) if count else routed[:0]
-        always = list(shared.sort().values.split(size)) if how.shared else []  # type: ignore[no-untyped-call]
+            points = features(how.partition, self.dense.w_in, seen, self.dense.w_out)
+        shared = score.topk(self.shared * size).indices
+        rest = torch.ones(len(score), dtype=torch.bool)
+        rest[shared] = False
+        routed, count = rest.nonzero()[:, 0], how.experts - self.shared
+        if points is None or self._idle or not count:
+            assigned = torch.randperm(len(routed), generator=generator) % max(count, 1)
+        elif how.partition == "indicator" and not self._idle:
+            assigned = by_first_centers(points[routed], score[routed], count)
+        else:
+            assigned = clusters(points[routed], count, how.seed)
+        always = list(shared.sort().values.split(size)) if self.shared else []  # type: ignore[no-untyped-call]
         return [*always, *(routed[assigned == e] for e in range(count))]
 
-    def _router(self) -> tuple[Tensor, Tensor]:
+    def _router(self) -> Router:
         how, width = self.how, self._x.shape[1]
-        routed = self.groups[how.shared :]
-        if how.router == "ridge":
+        routed = self.groups[self.shared :]
+        up: Tensor | None = None
+        if self._idle and how.router != "analytical":
+            router, bias = torch.zeros(len(routed), width), torch.zeros(len(routed))
+        elif how.router == "ridge":
             router, bias = ridge(self._x, contributions(self.hidden, self.dense.w_out, routed), _RIDGE)
         elif how.router == "mean-row":
             router, bias = mean_rows(self.dense.w_in, routed)
+        elif how.router == "analytical":
+            router, up, bias = representatives(self.dense, self._marks, routed)
         else:
             generator = torch.Generator().manual_seed(how.seed)
             router, bias = torch.randn(len(routed), width, generator=generator), torch.zeros(len(routed))
-        always = torch.full((how.shared,), ALWAYS)
-        return torch.cat([torch.zeros(how.shared, width), router]), torch.cat([always, bias])
+        none, always = torch.zeros(self.shared, width), torch.full((self.shared,), ALWAYS)
+        activation = replace(self.dense.activation, gated=up is not None) if how.router == "analytical" else None
+        second = None if up is None else torch.cat([none, up])
+        return Router(torch.cat([none, router]), torch.cat([always, bias]), second, activation)
 
     # ------------------------------------------------------------------ what comes of it
     def at(self, active: int) -> Carved:
         """The network with so many experts a token."""
-        chosen = best_experts(F.linear(self._x, self.router, self.bias), active)
-        absent = self._absent(chosen) if self.how.compensate and active < self.how.experts else None
-        absent = torch.zeros_like(self.router) if absent is None else absent
-        errors = self._errors(active, absent)
-        return Carved(tuple(self.groups), self.router, self.bias, absent, errors)
+        chosen, whole = best_experts(self.router(self._x), active), active == self.how.experts
+        absent = torch.zeros(self.how.experts, len(self.dense.w_out))
+        if self.how.compensate and not whole:
+            absent = self._absent(chosen)
+        output = Output(self.dense.w_out, -absent, absent.sum(0))
+        fitted = self.how.refit and not whole
+        if fitted:
+            output = refitted(output, self.hidden, chosen, self.owner, self.dense.w_out)
+        errors = self._errors(active, output)
+        return Carved(tuple(self.groups), self.shared, self.router, output, fitted, errors)
 
     def _absent(self, chosen: Tensor) -> Tensor:
         found = []
         for e, group in enumerate(self.groups):
             left = ~chosen[:, e]
             mean = self.hidden[left][:, group].float().mean(0) if bool(left.any()) else None
-            zero = torch.zeros(self.router.shape[1])
+            zero = torch.zeros(len(self.dense.w_out))
             found.append(zero if mean is None else self.dense.w_out[:, group].float() @ mean)
         return torch.stack(found)
 
     @cached_property
     def _held_out(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the tokens that judge: hidden values `[T, I]`, logits and the experts' true norms `[T, E]`."""
+        """Of the text that judges: hidden values `[T, I]`, logits and the experts' true norms `[T, E]`."""
         hidden = self.dense.hidden(self._judged)
         norms = contributions(hidden, self.dense.w_out, self.groups)
-        norms[:, : self.how.shared] = float("inf")
-        return hidden, F.linear(self._judged, self.router, self.bias), norms
+        norms[:, : self.shared] = float("inf")
+        return hidden, self.router(self._judged), norms
 
-    def _errors(self, active: int, absent: Tensor) -> Errors:
+    def _errors(self, active: int, output: Output) -> Errors:
         hidden, logits, norms = self._held_out
         whole = float(self._outputs(hidden).square().sum()) or 1.0
         chosen, ideal = best_experts(logits, active), best_experts(norms, active)
-        loads = chosen[:, self.how.shared :].sum(0).float()
+        loads = chosen[:, self.shared :].sum(0).float()
+        carved, oracle = (self._lost(hidden, c, output) / whole for c in (chosen, ideal))
         return Errors(
-            float(self._missing(hidden, chosen, absent).square().sum()) / whole,
+            carved,
             float(self._outputs(self._without(hidden, active)).square().sum()) / whole,
-            float(self._missing(hidden, ideal, absent).square().sum()) / whole,
+            min(carved, oracle),
             float(loads.max() / loads.mean().clamp(min=1e-9)) if len(loads) else 1.0,
         )
 
-    def _missing(self, hidden: Tensor, chosen: Tensor, absent: Tensor) -> Tensor:
-        """What the output is without: experts that are not chosen, less their means."""
-        kept = torch.empty(hidden.shape[1], dtype=torch.int64)
-        for e, group in enumerate(self.groups):
-            kept[group] = e
-        left = ~chosen
-        return self._outputs(hidden * left[:, kept]) - left.float() @ absent
+    def _lost(self, hidden: Tensor, chosen: Tensor, output: Output) -> float:
+        """The squared difference from the dense network, summed."""
+        return float((self._outputs(hidden) - output(hidden, chosen, self.owner)).square().sum())
 
     def _without(self, hidden: Tensor, active: int) -> Tensor:
         """Hidden values of neurons that static pruning drops, less their means; 0 for those that it keeps."""
@@ -208,31 +235,28 @@ class Cut:
     def _outputs(self, hidden: Tensor) -> Tensor:
         return hidden.float() @ self.dense.w_out.float().T
 
+    def slip(self, x: Tensor, active: int) -> Tensor:
+        """What so many experts say less the dense network, `[T, H]` of `[T, H]`; the last matrix is the old one."""
+        chosen, hidden = best_experts(self.router(x.float()), active), self.dense.hidden(x)
+        return self._plain(hidden, chosen) - self._outputs(hidden)
+
+    def _plain(self, hidden: Tensor, chosen: Tensor) -> Tensor:
+        return self._outputs(hidden * chosen[:, self.owner])
+
     def curve(self) -> Tensor:
-        """The squared error summed over the tokens that judge, for 1, 2, … E experts a token, `[E]`, without means."""
+        """The squared error summed over the text that judges, for 1, 2, … E experts a token, `[E]`, without means and
+        with the old last matrix."""
         hidden, logits, _ = self._held_out
         ranks = logits.argsort(dim=1, descending=True)
-        found, left = [], torch.ones_like(logits, dtype=torch.bool)
-        nothing = torch.zeros_like(self.router)
+        found, left = [], torch.zeros_like(logits, dtype=torch.bool)
         for k in range(self.how.experts):
-            left.scatter_(1, ranks[:, k : k + 1], False)
-            found.append(self._missing(hidden, ~left, nothing).square().sum())
-        return torch.stack(found)
+            left.scatter_(1, ranks[:, k : k + 1], True)
+            found.append(float((self._outputs(hidden) - self._plain(hidden, left)).square().sum()))
+        return torch.tensor(found)
 
 
-def allocate(curves: Sequence[Tensor], least: int, active: float) -> list[int]:
-    """How many experts a token uses in each layer, so that all layers together use the share `active`: one expert after
-    the other is given up where that costs least.
-
-    Args:
-        curves: of each layer, its error by the number of experts, `[E]`, in units that can be compared.
-        least: experts that a layer keeps.
-    """
-    counts = [len(c) for c in curves]
-    spare = sum(counts) - max(round(active * sum(counts)), least * len(counts))
-    for _ in range(spare):
-        costs = {
-            k: float(c[n - 2] - c[n - 1]) for k, (c, n) in enumerate(zip(curves, counts, strict=True)) if n > least
-        }
-        counts[min(costs, key=lambda k: costs[k])] -= 1
-    return counts
+def cut(dense: Dense, x: Tensor, how: Carving) -> Carved:
+    """Cut a network by what a text sends into it, `[T, H]`, with the number of shared experts that loses least on what
+    is held out where none is asked for. Raises `NotFiniteError`."""
+    tried = [Cut(dense, x, replace(how, shared=n)).at(how.active) for n in how.candidates()]
+    return min(tried, key=lambda carved: carved.errors.carved)

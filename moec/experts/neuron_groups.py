@@ -1,8 +1,9 @@
 """Which neurons of a dense feed-forward network become one expert: what neurons are worth, and clusters of equal size.
 
 The methods are those that the literature of carving names: rows of the first matrix cluster by direction (MoEfication,
-arXiv 2110.01786), neurons that are large for the same tokens belong together, or a random split (LLaMA-MoE, arXiv
-2406.16554).
+arXiv 2110.01786), neurons that are large for the same tokens belong together, those that are among a token's largest
+(CMoE, arXiv 2502.04416), or that are active in the same texts (ExpertWeaver, arXiv 2602.15521), or a random split
+(LLaMA-MoE, arXiv 2406.16554).
 """
 
 from __future__ import annotations
@@ -11,7 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PARTITIONS = ("rows", "coactivation", "random")
+from moec.experts.dense_network import Dense
+
+PARTITIONS = ("rows", "coactivation", "indicator", "variation", "random")
+_MARKED = 10  # neurons a token (CMoE's K_a)
+_TEXTS = 64  # parts of the text that stand for ExpertWeaver's samples
+_VARIES, _MOST_SHARED, _LEAST_SHARED = 0.6, 0.7, 0.2  # its threshold, and its bounds of the shared part
 _ROUNDS = 6  # of k-means: assignments change little after that
 _SWEEPS = 8  # of exchanges between pairs of clusters
 
@@ -40,6 +46,48 @@ def features(how: str, w_in: Tensor, hidden: Tensor, w_out: Tensor) -> Tensor:
     if how == "rows":
         return F.normalize(w_in[: w_out.shape[1]].float(), dim=1)
     return F.normalize((hidden.float().abs() * w_out.float().norm(dim=0)).T, dim=1)
+
+
+def indicators(dense: Dense, x: Tensor) -> Tensor:
+    """Which neurons are among the 10 largest of a token, 0 or 1, `[I, T]`; tokens and the rows of the first matrix have
+    unit length for that, as CMoE's code has it.
+
+    Args:
+        x: `[T, H]`.
+    """
+    rows = F.normalize(dense.w_in.float(), dim=1)
+    hidden = dense.activation(F.linear(F.normalize(x.float(), dim=1), rows)).abs()
+    top = hidden.topk(min(_MARKED, hidden.shape[1]), dim=1).indices
+    return torch.zeros_like(hidden).scatter_(1, top, 1.0).T.contiguous()
+
+
+def rate(marks: Tensor) -> Tensor:
+    """How often each neuron is marked, `[I]`: CMoE's score of shared ones."""
+    return marks.mean(1)
+
+
+def by_first_centers(points: Tensor, score: Tensor, count: int) -> Tensor:
+    """CMoE's clusters: the columns of the `count` neurons of the highest score are the centers, and one balanced
+    assignment is all. Returns which cluster each point `[N, T]` belongs to."""
+    centers = points[score.topk(count).indices]
+    return balanced(torch.cdist(points, centers).square(), len(points) // count)  # of 0 and 1: the Hamming distance
+
+
+def variation(gates: Tensor) -> tuple[Tensor, Tensor, float]:
+    """ExpertWeaver's view of neurons: how active they are in each of several texts.
+
+    Args:
+        gates: `[T, I]`, what the gate gives, in the text's order; equal parts of it stand for texts.
+
+    Returns:
+        The mean activity `[I]`; the activity by text `[I, N]`; and the part of all experts that is shared, from 0.7
+        where few neurons vary to 0.2 where all do.
+    """
+    parts = gates.float().abs().tensor_split(min(_TEXTS, max(1, len(gates) // 16)))
+    active = torch.stack([part.mean(0) for part in parts], 1)
+    mean = active.mean(1)
+    varies = active.std(1, correction=0) / mean.clamp(min=1e-12) > _VARIES
+    return mean, active, _MOST_SHARED - (_MOST_SHARED - _LEAST_SHARED) * float(varies.float().mean())
 
 
 def clusters(points: Tensor, count: int, seed: int) -> Tensor:

@@ -40,6 +40,8 @@ class Context:
         calibration: text, for a pass that `needs_calibration`; None when none was given.
         unquantized: the program as it was before the first pass that `quantizes`, for a pass that needs quantized
             weights; None before that.
+        max_kl: the mean KL divergence to the untouched model that the user allows, in nats a token; None for the
+            default. The proof decides; a pass may choose by it how much it changes.
         earlier: the misses of the passes that this one is `after` or `prepared_by`.
         widths: in bits, of the grids that the pass put weights on; the pass says so, and the proof's budget follows.
     """
@@ -50,6 +52,7 @@ class Context:
     current: str = ""
     calibration: Calibration | None = None
     unquantized: Program | None = None
+    max_kl: float | None = None
     earlier: tuple[Miss, ...] = ()
     widths: tuple[int, ...] = ()
 
@@ -61,6 +64,7 @@ class Context:
             current=item.name,
             calibration=self.calibration if item.needs_calibration() else None,
             unquantized=self.unquantized if item.needs_weights == "quantized" else None,
+            max_kl=self.max_kl,
             earlier=tuple(m for m in self.misses if m.pass_name in named),
         )
 
@@ -133,6 +137,13 @@ class Pass(ABC):
     def contract_of(self) -> Contract:
         """The contract of this configuration; differs from the class's where an option makes a pass approximate."""
         return self.contract
+
+    def check_settings(self) -> None:  # noqa: B027
+        """Raise M203 for options that fit no model at all; asked before the model is captured."""
+
+    def check_calibration(self, calibration: Calibration) -> None:  # noqa: B027
+        """Raise M203 for a calibration text that is of no use to this configuration; asked before the model is
+        captured."""
 
     def needs_calibration(self) -> bool:
         """Whether this configuration cannot work without a calibration text."""

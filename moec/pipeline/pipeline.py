@@ -76,11 +76,13 @@ class Pipeline:
             quantized: whether a pass before these has quantized weights.
 
         Raises:
-            MoecError: M201 when the order is wrong, M203 when a pass lacks a calibration text or the weights it needs.
+            MoecError: M201 when the order is wrong, M203 when a pass lacks a calibration text or the weights it needs,
+                and for options that fit no model.
         """
         known = set(ran)
         changed = [*known]
         for item in self.passes:
+            item.check_settings()
             if item.contract_of() == "new model" and changed:
                 what = f"{item.name} makes a new model, which other passes work on"
                 raise MoecError("M201", what, "the pipeline", f"put {item.name} first")

@@ -155,7 +155,7 @@ def verdict(report: Report) -> str:
     reference = "the untouched model" if comparison.reference.startswith("eager") else comparison.reference
     if failed := proof.error:
         return f"Not proven equal to {reference}: {failed.what}"
-    said = "; ".join([_closeness(report, reference), *([proof.limits] * bool(proof.limits))])
+    said = "; ".join([*report.cautions, _closeness(report, reference), *([proof.limits] * bool(proof.limits))])
     said = said if proof.proven_on_target else f"{proof.verdict}: {said}"
     return said[0].upper() + said[1:]
 

@@ -140,12 +140,17 @@ class Report:
             "part": str(self.settings.get("part") or ""),
         }
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What passes say against what they did themselves; it stands in the first line of everything."""
+        return tuple(str(f["caution"]) for f in (step.get("facts") or {} for step in self.steps) if "caution" in f)
+
     def headline(self) -> str:
         """The verdict in a line."""
         if not self.ok:
             return f"{self.verdict}: {self.proof.error.what if self.proof.error else 'nothing was checked'}"
         decided, size = self.proof.find(DecidedTokens), size_of(size_bytes(self.artefacts))
-        parts = [*self.proof.short, str(decided or ""), self.proof.limits, size]
+        parts = [*self.cautions, *self.proof.short, str(decided or ""), self.proof.limits, size]
         return f"{self.verdict}: {'; '.join(filter(None, parts))}"
 
     @property

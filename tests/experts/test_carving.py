@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moec.dialect import Activation
-from moec.experts.carving import Carved, Carving, Cut, Dense, allocate
+from moec.experts.carving import Carved, Carving, Cut, cut
+from moec.experts.dense_network import Dense
+from moec.experts.neuron_groups import PARTITIONS
 
-HOW = Carving(8, 1, 4, "rows", "ridge", True, 0)
+HOW = Carving(8, 1, 4, "rows", "ridge", True, False, 0)
 
 
 def network(seed: int = 0, gated: bool = True) -> Dense:
@@ -33,37 +35,39 @@ def tokens(count: int = 1600, seed: int = 1) -> Tensor:
 
 def outputs(dense: Dense, carved: Carved, x: Tensor, active: int) -> Tensor:
     """What the cut network says, expert by expert."""
-    hidden, logits = dense.hidden(x), F.linear(x, carved.router, carved.bias)
-    total = carved.absent.sum(0).expand(len(x), -1).clone()
+    hidden, logits = dense.hidden(x), carved.router(x)
+    total = carved.output.constant.expand(len(x), -1).clone()
     for token, chosen in enumerate(logits.topk(active, dim=1).indices):
         for e in chosen.tolist():
-            total[token] += dense.w_out[:, carved.groups[e]] @ hidden[token, carved.groups[e]] - carved.absent[e]
+            group = carved.groups[e]
+            total[token] += carved.output.w_out[:, group] @ hidden[token, group] + carved.output.b_out[e]
     return total
 
 
-@pytest.mark.parametrize("partition", ["rows", "coactivation", "random"])
+@pytest.mark.parametrize("partition", PARTITIONS)
 def test_every_neuron_is_in_one_expert_and_all_experts_are_the_network(partition: str) -> None:
     dense, x = network(), tokens()
-    carved = Cut(dense, x, replace(HOW, partition=partition)).at(8)
+    carved = Cut(dense, x, replace(HOW, partition=partition, refit=True)).at(8)
     assert sorted(torch.cat(carved.groups).tolist()) == list(range(32))
     assert [len(g) for g in carved.groups] == [4] * 8
     whole = dense.hidden(x[:20]) @ dense.w_out.T
     assert torch.allclose(outputs(dense, carved, x[:20], 8), whole, atol=1e-4)
-    assert carved.errors.carved == pytest.approx(0, abs=1e-9) and not carved.absent.any()
+    assert carved.errors.carved == pytest.approx(0, abs=1e-9) and not carved.output.b_out.any()
 
 
+@pytest.mark.parametrize("refit", [True, False])
 @pytest.mark.parametrize("gated", [True, False])
-def test_errors_are_those_of_tokens_that_nothing_was_fitted_to(gated: bool) -> None:
+def test_errors_are_those_of_text_that_nothing_was_fitted_to(gated: bool, refit: bool) -> None:
     dense, x = network(gated=gated), tokens()
-    cut = Cut(dense, x, HOW)
+    cut = Cut(dense, x, replace(HOW, refit=refit))
     carved = cut.at(4)
-    judged = x[::8]
+    fitted, judged = x[:1400], x[1400:]
     whole = dense.hidden(judged) @ dense.w_out.T
     lost = (outputs(dense, carved, judged, 4) - whole).square().sum() / whole.square().sum()
     assert carved.errors.carved == pytest.approx(float(lost), rel=1e-3)
     assert carved.errors.oracle < carved.errors.carved
     dropped = cut.worth.argsort()[:16]
-    away = dense.hidden(judged)[:, dropped] - dense.hidden(x[torch.arange(len(x)) % 8 != 0])[:, dropped].mean(0)
+    away = dense.hidden(judged)[:, dropped] - dense.hidden(fitted)[:, dropped].mean(0)
     static = (away @ dense.w_out[:, dropped].T).square().sum() / whole.square().sum()
     assert carved.errors.static == pytest.approx(float(static), rel=1e-3)
     least = [cut.at(n).errors.carved for n in (2, 4, 6)]
@@ -89,7 +93,7 @@ def test_shared_experts_are_those_worth_most_and_always_chosen() -> None:
     cut = Cut(dense, x, replace(HOW, shared=2))
     first = set(torch.cat(cut.groups[:2]).tolist())
     assert first == set(cut.worth.topk(8).indices.tolist())
-    chosen = F.linear(x, cut.router, cut.bias).topk(3, dim=1).indices
+    chosen = cut.router(x).topk(3, dim=1).indices
     assert all({0, 1} < set(row) for row in chosen.tolist())
     same = Cut(dense, x, replace(HOW, shared=4)).at(4).errors  # nothing is routed: it is static pruning
     assert same.carved == pytest.approx(same.static, rel=1e-3)
@@ -98,13 +102,38 @@ def test_shared_experts_are_those_worth_most_and_always_chosen() -> None:
 def test_a_curve_is_the_error_by_the_number_of_experts() -> None:
     dense, x = network(), tokens()
     cut = Cut(dense, x, replace(HOW, compensate=False))
-    whole = float((dense.hidden(x[::8]) @ dense.w_out.T).square().sum())
+    whole = float((dense.hidden(x[1400:]) @ dense.w_out.T).square().sum())
     for active in (2, 5, 8):
         assert float(cut.curve()[active - 1]) / whole == pytest.approx(cut.at(active).errors.carved, abs=1e-5)
 
 
-def test_experts_are_given_up_where_that_costs_least() -> None:
-    steep, flat = torch.tensor([9.0, 6.0, 3.0, 0.0]), torch.tensor([0.3, 0.2, 0.1, 0.0])
-    assert allocate([steep, flat], 1, 0.625) == [4, 1]
-    assert allocate([steep, flat], 2, 0.5) == [2, 2]
-    assert allocate([flat, flat], 1, 1.0) == [4, 4]
+def test_a_last_matrix_fitted_anew_loses_less() -> None:
+    dense, x = network(), tokens()
+    plain, fitted = (Cut(dense, x, replace(HOW, refit=refit)).at(4) for refit in (False, True))
+    assert fitted.errors.carved < 0.7 * plain.errors.carved
+    assert fitted.fitted and not plain.fitted and torch.equal(plain.output.w_out, dense.w_out)
+
+
+def test_the_number_of_shared_experts_is_the_one_that_loses_least() -> None:
+    dense, x = network(), tokens()
+    how = replace(HOW, shared=None, refit=True)
+    assert how.candidates() == [2, 3, 4]
+    tried = [Cut(dense, x, replace(how, shared=n)).at(4).errors.carved for n in (2, 3, 4)]
+    found = cut(dense, x, how)
+    assert found.errors.carved == min(tried) and found.shared == (2, 3, 4)[tried.index(min(tried))]
+    same = Dense(dense.w_in, None, dense.w_out * (torch.arange(32) < 16), dense.activation)
+    assert cut(same, x, how).shared == 4  # half of its neurons say nothing: the others are all that it needs
+
+
+def test_an_analytical_router_is_the_network_of_the_neurons_that_stand_for_their_experts() -> None:
+    dense, x = network(), tokens()
+    found = Cut(dense, x, replace(HOW, shared=2, partition="indicator", router="analytical"))
+    picked = []
+    for row in found.router.weight[2:]:
+        near = F.normalize(dense.w_in[:32], dim=1) @ row
+        picked.append(int(near.argmax()))
+        assert float(near.max()) == pytest.approx(1, abs=1e-5)
+    assert all(n in group.tolist() for n, group in zip(picked, found.groups[2:], strict=True))
+    rows = F.normalize(dense.w_in, dim=1)
+    gate, up = x @ rows[picked].T, x @ rows[[32 + n for n in picked]].T
+    assert torch.allclose(found.router(x)[:, 2:], (F.silu(gate) * up).abs(), atol=1e-4)

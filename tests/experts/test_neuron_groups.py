@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from moec.experts.neuron_groups import balanced, clusters, features, worth
+from moec.dialect import Activation
+from moec.experts.dense_network import Dense
+from moec.experts.neuron_groups import balanced, by_first_centers, clusters, features, indicators, variation, worth
 
 
 def cost_of(cost: Tensor, assigned: Tensor) -> float:
@@ -53,3 +55,28 @@ def test_features_compare_rows_of_the_gate_or_sizes_token_by_token() -> None:
     assert torch.allclose(features("rows", w_in, hidden, w_out)[2], w_in[2] / w_in[2].norm())
     turned = features("coactivation", w_in, -hidden, w_out)
     assert torch.equal(turned, features("coactivation", w_in, hidden, w_out)) and turned.shape == (6, 7)
+
+
+def test_a_tokens_ten_largest_neurons_are_marked_whatever_the_length_of_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    w_in, x = torch.randn(24, 6, generator=generator), torch.randn(50, 6, generator=generator)
+    marks = indicators(Dense(w_in, None, torch.zeros(6, 24), Activation("relu", gated=False)), x)
+    assert marks.shape == (24, 50) and set(marks.sum(0).tolist()) == {10.0}
+    longer = Dense(w_in * torch.rand(24, 1, generator=generator), None, torch.zeros(6, 24), Activation("relu", False))
+    assert torch.equal(indicators(longer, 3 * x), marks)
+
+
+def test_neurons_marked_together_come_to_the_center_of_their_kind() -> None:
+    marks = torch.zeros(8, 40)
+    marks[::2, :20], marks[1::2, 20:] = 1, 1
+    marks[2:, ::7] = 1 - marks[2:, ::7]
+    found = by_first_centers(marks, marks.mean(1) + torch.tensor([1.0, 1.0] + [0.0] * 6), 2)
+    assert len(set(found[::2].tolist())) == len(set(found[1::2].tolist())) == 1 and found[0] != found[1]
+
+
+def test_neurons_that_differ_from_text_to_text_make_fewer_experts_shared() -> None:
+    steady, varied = torch.ones(640, 8), torch.ones(640, 8)
+    varied[:480, :4] = 0
+    assert variation(steady)[2] == pytest.approx(0.7) and variation(varied)[2] == pytest.approx(0.45)
+    mean, by_text, _ = variation(varied)
+    assert mean.tolist() == [0.25] * 4 + [1.0] * 4 and by_text.shape == (8, 40)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -82,9 +84,22 @@ def test_a_share_goes_where_it_costs_least_and_whole_layers_stay_dense() -> None
             **{**vars(dense.weights[name]), "read": lambda a, b, w=dense.weights[name]: w.read(a, b) * 1e-3}
         )
     done, steps = Pipeline.parse("carve(experts=4, active=0.625)").run(dense, Context(calibration=text()))
-    layers = steps[0].facts["layers"]
+    layers = steps[-1].facts["layers"]
     assert [(layer["module"], layer["active"]) for layer in layers] == [("model.layers.1.mlp", 1)]
     assert len(moe_nodes(done)) == 1
+
+
+def test_less_is_given_up_where_the_budget_would_not_allow_it() -> None:
+    dense = zoo.captured("llama", cache=False)
+    counts = []
+    for max_kl in (None, 1e3, 1e-9):
+        _, steps = (
+            Pipeline.parse("carve(experts=4, active=0.5)")
+            .all_optional()
+            .run(dense, Context(calibration=text(), max_kl=max_kl))
+        )
+        counts.append([layer["active"] for layer in steps[-1].facts["layers"]])
+    assert sum(counts[0]) == 4 and counts[1] == counts[0] and counts[2] == []
 
 
 def test_equal_seeds_make_equal_programs() -> None:
@@ -98,17 +113,53 @@ def test_equal_seeds_make_equal_programs() -> None:
     [
         ("carve(experts=4, active=5)", 1024, "between 1 and 4"),
         ("carve(experts=4, shared=3, active=2)", 1024, "between 3 and 4"),
+        ("carve(experts=4, shared=5, active=2)", 1024, "between 0 and 4"),
         ("carve(experts=5, active=2)", 1024, "do not divide"),
         ("carve(experts=4, active=1.5)", 1024, "no share"),
         ("carve(experts=1, active=1)", 1024, "experts and shared count"),
-        ("carve(experts=4, active=2, router='best')", 1024, "ridge, mean-row, random"),
-        ("carve(experts=16, active=2)", 320, "too few for 16 experts"),
+        ("carve(experts=4, active=2, router='best')", 1024, "ridge, mean-row, analytical, random"),
+        ("carve(experts=16, active=2)", 320, "at most 10 experts"),
     ],
 )
 def test_what_cannot_be_is_refused_in_three_lines(how: str, tokens: int, words: str) -> None:
     with pytest.raises(MoecError) as caught:
         carved("llama", how, tokens)
     assert words in str(caught.value) and str(caught.value).count("\n") == 2 and caught.value.code == "M203"
+
+
+def test_options_and_texts_that_fit_no_model_are_refused_before_it_is_captured(tmp_path: Path) -> None:
+    asked = {"out": tmp_path / "engine", "calibration": str(tmp_path / "ids.npy")}
+    np.save(tmp_path / "ids.npy", np.arange(320) % zoo.VOCAB)
+    for how, words in (("carve(experts=4, active=5)", "between 1 and 4"), ("carve(active=8)", "256 tokens, too few")):
+        never = source("llama").__class__
+        with pytest.raises(MoecError, match=words), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(never, "capture", lambda *_a, **_k: pytest.fail("it was captured"))
+            moec.compile(source("llama"), pipeline=how, **asked)
+
+
+def test_every_method_of_the_literature_runs_and_is_judged_beside_static_pruning() -> None:
+    plain = "experts=4, active=3, compensate=False, refit=False"
+    for more in (
+        "shared=1, partition=indicator, router=analytical",
+        "shared=2, partition=variation, router='mean-row'",
+        "shared=0, partition=rows, router='mean-row'",
+    ):
+        for name in ("llama", "gpt2"):
+            program, layers = carved(name, f"carve({plain}, {more})")
+            assert len(moe_nodes(program)) == 2 and all(0 < layer["oracle"] <= layer["carved"] for layer in layers)
+            lowered, _ = Pipeline.parse("fuse-moe").all_optional().run(program, Context())
+            fused = [MoeCall(node).fused for node in moe_nodes(lowered)]
+            assert fused == ["analytical" not in more] * 2  # which is no linear router
+            assert error(name, program) == pytest.approx(error(name, lowered), abs=1e-4)
+
+
+def test_carving_that_loses_to_static_pruning_says_so_first() -> None:
+    dense, better = zoo.captured("llama", cache=False), "carve(experts=4, active=2)"
+    worse = f"{better[:-1]}, shared=0, partition=random, router=random, refit=False)"
+    (*_, good), (*_, bad) = (Pipeline.parse(how).run(dense, Context(calibration=text()))[1] for how in (better, worse))
+    assert "caution" not in good.facts and "loses to static pruning" in bad.facts["caution"]
+    (mean,) = bad.facts["beside_static_pruning"]
+    assert mean["static"] < mean["carved"] and mean["oracle"] <= mean["carved"]
 
 
 def test_without_a_text_it_is_refused_before_any_work() -> None:

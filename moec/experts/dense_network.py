@@ -1,0 +1,34 @@
+"""The values of a dense feed-forward network: what carving looks at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from moec.dialect import Activation
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A network's values: `w_out @ activation(w_in @ x + b_in)`; what it adds at the end is left out.
+
+    Attributes:
+        w_in: `[F * I, H]`. b_in: `[F * I]` or None. w_out: `[H, I]`.
+    """
+
+    w_in: Tensor
+    b_in: Tensor | None
+    w_out: Tensor
+    activation: Activation
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """`[T, I]` of `[T, H]`."""
+        return self.activation(F.linear(x.to(self.w_in.dtype), self.w_in, self.b_in))
+
+    def gates(self, x: Tensor) -> Tensor:
+        """What the gate alone gives, `[T, I]`; the hidden values of a network without one."""
+        size, alone = self.w_out.shape[1], replace(self.activation, gated=False)
+        bias = None if self.b_in is None else self.b_in[:size]
+        return alone(F.linear(x.to(self.w_in.dtype), self.w_in[:size], bias))
