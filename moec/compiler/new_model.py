@@ -61,7 +61,15 @@ class NewModel(Source):
     inputs = property(lambda self: self._base.inputs)  # type: ignore[assignment]
     domains = property(lambda self: self._base.domains)  # type: ignore[assignment]
     hashes = property(lambda self: self._base.hashes)  # type: ignore[assignment]
-    recalled_from = property(lambda self: self._base.recalled_from)  # type: ignore[assignment]
+
+    @property
+    def recalled_from(self) -> str:
+        """The base's, which is the only one that a compile captures at once."""
+        return self._base.recalled_from
+
+    @recalled_from.setter
+    def recalled_from(self, key: str) -> None:
+        self._base.recalled_from = key
 
     @cached_property
     def models_hash(self) -> str:

@@ -86,7 +86,8 @@ def _cut(graph: ir.Graph, split: ir.Node) -> bool:
 
 def _by_kind(columns: Tensor, heads: int, sizes: list[int]) -> Tensor:
     """`[in, heads * D]` with the columns of one kind of all heads side by side."""
-    return torch.cat([kind.flatten(1) for kind in columns.unflatten(1, (heads, sum(sizes))).split(sizes, 2)], 1)
+    by_head = columns.unflatten(1, (heads, sum(sizes)))  # type: ignore[no-untyped-call]
+    return torch.cat([kind.flatten(1) for kind in by_head.split(sizes, 2)], 1)
 
 
 def _replace(graph: ir.Graph, split: ir.Node, whole: ir.Value, sizes: list[int]) -> None:
@@ -97,7 +98,7 @@ def _replace(graph: ir.Graph, split: ir.Node, whole: ir.Value, sizes: list[int])
             if list(reshape.outputs[0].shape or []) == list(old.shape) and not reshape.outputs[0].is_graph_output():
                 ir.convenience.replace_all_uses_with(reshape.outputs[0], old)
                 graph.remove(reshape, safe=True)
-    reshape = split.inputs[0].producer()  # type: ignore[union-attr]
+    reshaped = split.inputs[0].producer()  # type: ignore[union-attr]
     groups = _together(split)
     joined = [sum(sizes[n] for n in group) for group, _ in groups]
     counts = _constant(graph, joined, f"{split.name}/by_kind")
@@ -107,7 +108,7 @@ def _replace(graph: ir.Graph, split: ir.Node, whole: ir.Value, sizes: list[int])
         take_place(piece, concat.outputs[0] if concat is not None else split.outputs[group[0]])
         if concat is not None:
             graph.remove(concat, safe=True)
-    graph.remove([split, reshape], safe=True)  # type: ignore[list-item]
+    graph.remove([split, reshaped], safe=True)  # type: ignore[list-item]
 
 
 def _together(split: ir.Node) -> list[tuple[list[int], ir.Node | None]]:

@@ -46,9 +46,9 @@ class _BothSides(TorchFunctionMode):
         first = args[0] if args else None
         if self._cut is not None and not (func is torch.clamp and first is self._cut[0]) and func.__name__ != "__get__":
             raise MoecError("M207", "a branch on an overflow does something else than cut it off", "capture", _REPORT)
-        if func is Tensor.__bool__ and (found := self._answer(first)):
+        if func is Tensor.__bool__ and isinstance(first, Tensor) and (found := self._answer(first)):
             x, all_well = found
-            self._cut = x, args[0] if all_well else args[0].logical_not()
+            self._cut = x, first if all_well else first.logical_not()
             return not all_well
         result = func(*args, **(kwargs or {}))
         if func in _ASKED and isinstance(first, Tensor) and first.dtype == torch.float16:
@@ -59,7 +59,7 @@ class _BothSides(TorchFunctionMode):
             result, self._cut = torch.where(self._cut[1], first, result), None
         return result
 
-    def _answer(self, asked: Any) -> tuple[Tensor, bool] | None:
+    def _answer(self, asked: Tensor) -> tuple[Tensor, bool] | None:
         """The tensor that a branch asks about, and whether a yes means that all is well; None for any other branch."""
         if len(self._answers) != 2 or asked is not self._answers[1][0]:
             return None
