@@ -70,7 +70,7 @@ def test_the_table_has_rows_and_reasons(tmp_path: Path) -> None:
     assert "\n- DogeForCausalLM (refused): M206" in text and max(map(len, text.splitlines())) <= 120
     text = table([RIGHT, REFUSED, replace(REFUSED, verdict="alone")])
     assert (
-        "1 of 3 models are right. Of 1 more the forward alone is." in text and "\n- DogeForCausalLM (alone): " in text
+        "1 of 3 models are right.\nOf 1 more the forward alone is." in text and "\n- DogeForCausalLM (alone): " in text
     )
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- support table -->\nold\n<!-- end of support table -->\nafter\n")

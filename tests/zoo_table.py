@@ -28,7 +28,7 @@ from tests.cases import UPCYCLE
 FORMS = {"kernel": "MoE kernel", "kernel, portable routing": "MoE kernel, routing apart", "grouped": "grouped GEMM"}
 BOUND, LIMIT_S, SEED = 1e-3, 900, 77
 TRIED = "--no-cache, with which it was captured"  # of a refusal's way out
-ALONE = "Right without a cache (`--no-cache`), texts longer each call; with one they are refused, in moec's own words:"
+ALONE = "Right without a cache (`--no-cache`), each token then runs the whole text; with one, in moec's own words:"
 PAGE = Path(__file__).parents[1] / "docs/models.md"
 START, END = "<!-- support table -->\n", "\n<!-- end of support table -->"
 # rows and tokens of the trials: one token, an ordinary batch, and more tokens than the model's context or any window
@@ -282,7 +282,7 @@ def table(found: Sequence[Row]) -> str:
     others = [row for row in found if row not in (*right, *alone)]
     packages = ", ".join(f"{n} {import_module(n).__version__}" for n in ("transformers", "torch", "onnxruntime"))
     lines = [f"Measured on {datetime.date.today()} with {packages}: {len(right)} of {len(found)} models are right."]
-    lines[0] += f" Of {len(alone)} more the forward alone is." if alone else ""
+    lines += [f"Of {len(alone)} more the forward alone is."] if alone else []
     for title, names in GROUPS.items():
         part = [row for row in right if row.name in names()]
         if part:
