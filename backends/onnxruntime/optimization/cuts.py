@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moec.backends.onnx.emit import take_place
 from moec.backends.onnx.tensors import WeightTensor, add_initializer
-from moec.backends.onnxruntime.optimization.reshapes import join_reshapes, numbers_of, stands_alone
+from moec.backends.onnxruntime.optimization.reshapes import is_known, join_reshapes, numbers_of, stands_alone
 from moec.weights.lazy import Weight, from_tensor, rowwise
 
 
@@ -69,7 +69,7 @@ def _cut(graph: ir.Graph, split: ir.Node) -> bool:
     tensor = None if weight is None else weight.const_value
     if not isinstance(tensor, WeightTensor) or len(tensor.shape) != 2 or not _is_read_once(weight):  # type: ignore[arg-type]
         return False
-    if heads.shape is None or whole.shape is None or list(heads.shape[:-2]) != list(whole.shape[:-1]):
+    if heads.shape is None or not is_known(whole.shape) or list(heads.shape[:-2]) != list(whole.shape[:-1]):  # type: ignore[index]
         return False
     count, width = heads.shape[-2], heads.shape[-1]
     readers = [use.node for piece in split.outputs for use in piece.uses()]
@@ -86,19 +86,19 @@ def _cut(graph: ir.Graph, split: ir.Node) -> bool:
 
 def _by_kind(columns: Tensor, heads: int, sizes: list[int]) -> Tensor:
     """`[in, heads * D]` with the columns of one kind of all heads side by side."""
-    by_head = columns.unflatten(1, (heads, sum(sizes)))  # type: ignore[no-untyped-call]
-    return torch.cat([kind.flatten(1) for kind in by_head.split(sizes, 2)], 1)
+    by_head = columns.reshape(len(columns), heads, sum(sizes))
+    return torch.cat([kind.flatten(1) for kind in torch.split(by_head, sizes, 2)], 1)
 
 
 def _replace(graph: ir.Graph, split: ir.Node, whole: ir.Value, sizes: list[int]) -> None:
     """Cut `whole` into pieces of these sizes instead, for what reshapes the old ones."""
     for old, size in zip(split.outputs, sizes, strict=True):
         old.shape = ir.Shape([*whole.shape[:-1], size])  # type: ignore[index]
-        for reshape in [use.node for use in old.uses()]:
-            if list(reshape.outputs[0].shape or []) == list(old.shape) and not reshape.outputs[0].is_graph_output():
-                ir.convenience.replace_all_uses_with(reshape.outputs[0], old)
-                graph.remove(reshape, safe=True)
-    reshaped = split.inputs[0].producer()  # type: ignore[union-attr]
+        for reader in [use.node for use in old.uses()]:
+            if list(reader.outputs[0].shape or []) == list(old.shape) and not reader.outputs[0].is_graph_output():
+                ir.convenience.replace_all_uses_with(reader.outputs[0], old)
+                graph.remove(reader, safe=True)
+    reshape = split.inputs[0].producer()  # type: ignore[union-attr]
     groups = _together(split)
     joined = [sum(sizes[n] for n in group) for group, _ in groups]
     counts = _constant(graph, joined, f"{split.name}/by_kind")
@@ -108,7 +108,7 @@ def _replace(graph: ir.Graph, split: ir.Node, whole: ir.Value, sizes: list[int])
         take_place(piece, concat.outputs[0] if concat is not None else split.outputs[group[0]])
         if concat is not None:
             graph.remove(concat, safe=True)
-    graph.remove([split, reshaped], safe=True)  # type: ignore[list-item]
+    graph.remove([split, reshape], safe=True)  # type: ignore[list-item]
 
 
 def _together(split: ir.Node) -> list[tuple[list[int], ir.Node | None]]:

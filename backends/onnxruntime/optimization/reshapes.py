@@ -51,7 +51,7 @@ def _join(graph: ir.Graph, node: ir.Node) -> None:
     whole = first.inputs[0]
     if (
         whole is not None
-        and _is_known(whole.shape)
+        and is_known(whole.shape)
         and whole.shape == node.outputs[0].shape
         and not node.outputs[0].is_graph_output()
     ):
@@ -68,7 +68,7 @@ def remove_if_unread(graph: ir.Graph, node: ir.Node) -> None:
         graph.remove(node, safe=True)
 
 
-def _is_known(shape: ir.Shape | None) -> bool:
+def is_known(shape: ir.Shape | None) -> bool:
     """Whether every size has a number or a name."""
     return shape is not None and all(isinstance(d, int) or d.value is not None for d in shape)
 

@@ -98,3 +98,10 @@ def test_cuts_of_a_packed_product_are_one_cut() -> None:
     check_graph(model, "join-cuts")
     assert error(run(model, x=X), wanted()) < 1e-6
     assert error(torch.from_numpy(session(model).run(["z"], {"x": X.numpy()})[0]), -(X @ second)) < 1e-6
+
+
+def test_sizes_that_nobody_knows_are_not_compared() -> None:
+    model = by_head(flat=(2, 5, -1))
+    model.graph.node("product").outputs[0].shape = ir.Shape([None, None, HEADS * WIDTH])
+    model.graph.node("heads").outputs[0].shape = ir.Shape([None, None, HEADS, WIDTH])
+    assert cut_by_kind(model) == 0
