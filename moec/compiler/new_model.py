@@ -72,7 +72,7 @@ class NewModel(Source):
         self._base.recalled_from = key
 
     @cached_property
-    def models_hash(self) -> str:
+    def models_hash(self) -> str:  # type: ignore[override]  # the files are read only when somebody asks
         """SHA-256 over the files of the other models."""
         lines = "".join(
             f"{digest}  {number}/{name}\n"

@@ -57,8 +57,8 @@ class Options:
         build: False leaves the part that needs the target's own runtime to `moec build`; the proof is then its
             stand-in's.
         save_hf: folder of a checkpoint to write after the named passes, see `moec.huggingface.saving.save`.
-        calibration, calibration_tokens: a text for the passes that need data, and how much of it, see
-            `calibration_text`.
+        calibration, calibration_tokens: a text for the passes that need data, or several with names, and how much of
+            it, see `calibration_text`.
         text, tokens, window, max_kl, max_perplexity_ratio: a text to judge the engine on, with the error budget, see
             `exam`. One that is set stands in the place of the approximate passes' default budget. Without a text,
             `max_kl` is for the model's own, see `moec.proof.own_text`.
@@ -96,7 +96,9 @@ class Options:
         "Do, or leave to `moec build` on the machine that has them, the part that needs the target's runtime or GPU.",
     )
     save_hf: Path | None = setting(Folder(), None, "Also write the changed model as a checkpoint.", recorded=False)
-    calibration: str | None = setting(Name(), None, f"A text for the passes that need data {_A_TEXT}.")
+    calibration: str | None = setting(
+        Name(), None, f"A text for the passes that need data {_A_TEXT}, or name=FILE,name=FILE."
+    )
     calibration_tokens: int | None = setting(
         Whole(0), None, "Tokens of --calibration to use at most, 0 for all.", shown=CalibrationText.tokens
     )

@@ -111,7 +111,7 @@ def _readers(base: Program, names: Sequence[str]) -> list[_Reader]:
 
 
 def _stored(node: Any) -> str:
-    """The name of the weight that a node reads, if it is nothing else and has one reader."""
+    """The name of the weight that a node is, empty where it is something else."""
     alone = isinstance(node, fx.Node) and node.op == "get_attr"
     return str(node.target) if alone else ""
 

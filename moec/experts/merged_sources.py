@@ -75,8 +75,8 @@ def texts_of(base: Program, text: Calibration) -> tuple[list[Sample], list[Sampl
         raise MoecError("M203", what, text.text.file, "give a longer text, or more of it with --calibration-tokens")
     start = len(windows) - max(1, len(windows) // HELD_OUT)
     parts = ([*torch.split(part, BATCH)] for part in (windows[:start], windows[start:]))  # type: ignore[no-untyped-call]
-    fitted_on, judged = ([*(text_inputs(base.inputs, ids) for ids in part)] for part in parts)
-    return list[Sample](fitted_on), list[Sample](judged)
+    first, second = (list[Sample](text_inputs(base.inputs, ids) for ids in part) for part in parts)
+    return first, second
 
 
 def _with_weights(base: Program, other: Program, name: str) -> Program:

@@ -35,7 +35,7 @@ def test_a_merged_model_is_compiled_saved_proven_and_proven_again(
     merging = ["--pass", "merge(sources=[code/, law/])", "--calibration", "code=a.txt,law=b.txt"]
     data = cli.json("compile", "base", *merging, "--save-hf", "merged", "-o", "engine")
     assert data["ok"] and data["report"]["steps"][0]["contract"] == "new model"
-    assert data["report"]["proof"]["checks"]["outputs"]["reference"] == "eager (transformers)"
+    assert data["report"]["proof"]["checks"]["outputs"]["comparison"]["reference"] == "eager (transformers)"
     assert json.loads(Path("merged/config.json").read_text())["architectures"] == ["MixtralForCausalLM"]
     assert cli.json("verify", "engine")["ok"]
     assert cli.json("verify", "engine", "--against", "merged")["ok"]
