@@ -77,10 +77,9 @@ def _one_by_one(
     experts: Any, x: Tensor, ids: Tensor, weights: Tensor, hidden: Callable[[Tensor, int], Tensor]
 ) -> Tensor:
     y = torch.zeros_like(x)
-    for e in range(experts.num_experts):
-        tokens, places = torch.where(ids == e)
-        said = F.linear(hidden(x[tokens], e), experts.down_proj[e], experts.down_proj_bias[e])
-        y.index_add_(0, tokens, (said * weights[tokens, places, None]).to(y.dtype))
+    for e in range(experts.num_experts):  # of all tokens, so that no shape hangs on what is chosen
+        said = F.linear(hidden(x, e), experts.down_proj[e], experts.down_proj_bias[e])
+        y = y + (said * (weights * (ids == e)).sum(-1, keepdim=True)).to(y.dtype)
     return y
 
 
