@@ -40,8 +40,8 @@ class Carve(Pass):
 
     Attributes:
         experts: E, parts of each network.
-        shared: how many of them every token uses: those of the neurons that are worth most. None tries three numbers in
-            each layer, one of them all, and takes the one that loses least on text that is held out.
+        shared: how many of them every token uses: those of the neurons that are worth most. None tries half of the
+            active ones and more, in each layer, and takes what loses least on text that is held out.
         active: experts a token, shared ones among them; or a share below 1 of all, which is spread over the layers
             where it costs least, and of which less is given up where `--max-kl` would not allow it. All of them is
             exact.

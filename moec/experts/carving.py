@@ -49,12 +49,15 @@ class Carving:
     seed: int
 
     def candidates(self) -> list[int]:
-        """Numbers of shared experts to try: from half of the active ones, which was measured to be little enough, to
-        all of them, where nothing is routed."""
+        """Numbers of shared experts to try: half of the active ones, which was measured to be little enough, and more.
+        One is routed at least: experts that no token can choose would be dead weight, and no proof reaches them."""
         if self.shared is not None:
             return [self.shared]
-        least = min(round(self.active * max(0.5, self.active / self.experts)), self.active)
-        return sorted({least, (least + self.active) // 2, self.active} if self.active < self.experts else {0})
+        if self.active == self.experts:
+            return [0]
+        most = self.active - 1
+        least = min(round(self.active * max(0.5, self.active / self.experts)), most)
+        return sorted({least, min((least + self.active) // 2, most)})
 
 
 @dataclass(frozen=True)

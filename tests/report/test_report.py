@@ -106,6 +106,14 @@ def test_the_quality_is_read_back_and_decides() -> None:
     assert Report.from_json(moved.to_json()).quality == moved.quality
 
 
+def test_what_a_pass_says_against_itself_stands_in_the_first_line() -> None:
+    step = {"name": "carve", "contract": "approximate", "rewrites": 2, "misses": []}
+    report = replace(make(), steps=({**step, "facts": {"caution": "carving loses"}},))
+    assert report.headline().startswith(f"{report.verdict}: carving loses; ")
+    assert verdict(report).startswith("Carving loses; ")
+    assert "carving loses" not in replace(report, steps=({**step, "facts": {}}, step)).headline()
+
+
 def test_a_verdict_is_found_anew_from_the_figures() -> None:
     data = json.loads(make(seed=-1).to_json())
     data["proof"]["ok"] = True
