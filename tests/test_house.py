@@ -69,7 +69,6 @@ THROUGH = {
     "moec/cli/prove.py": "tests/cli/test_cli.py",
     "moec/compiler/contest.py": "tests/cli/test_bench.py",
     "moec/compiler/engine_folder.py": "tests/compiler/test_prove_again.py",
-    "moec/compiler/proving.py": "tests/compiler/test_compile.py",
     "moec/compiler/publish.py": "tests/compiler/test_compile.py",
     "moec/huggingface/inputs/image_size.py": "tests/huggingface/inputs/test_signature.py",
     "moec/huggingface/retried.py": "tests/huggingface/test_source.py",
