@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from moec.compiler.plan import plan
     from moec.compiler.routers import routers
     from moec.execution.engine import EagerEngine, Engine
-    from moec.frontend.source import Domain, Opening, Source, Tokenizer
+    from moec.frontend.domain import Domain
+    from moec.frontend.source import Opening, Source, Tokenizer
     from moec.frontend.stored_program import load_program, save_program
     from moec.huggingface.accelerate import accelerate
     from moec.huggingface.checkpoint_format import CheckpointFormat
@@ -54,7 +55,7 @@ _HOMES = {
     "Check": "proof.checks.check",
     "CheckpointFormat": "huggingface.checkpoint_format",
     "Context": "pipeline.passes",
-    "Domain": "frontend.source",
+    "Domain": "frontend.domain",
     "EagerEngine": "execution.engine",
     "Engine": "execution.engine",
     "Figure": "proof.checks.check",

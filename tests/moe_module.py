@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moec.frontend.domain import Domain
 from moec.frontend.module_source import ModuleSource
-from moec.frontend.source import Domain
 
 VOCAB, HIDDEN, EXPERTS = 50, 16, 4
 

@@ -89,6 +89,7 @@ THROUGH = {
     "moec/huggingface/saving/loaded_again.py": "tests/compiler/test_new_model.py",
     "moec/huggingface/origin.py": "tests/huggingface/test_source.py",
     "moec/huggingface/untouched.py": "tests/huggingface/test_source.py",
+    "moec/proof/feeding.py": "tests/proof/test_cache_consistency.py",
     "moec/version.py": "tests/cli/test_cli.py",
     "backends/onnxruntime/backend.py": "tests/backends/test_conformance.py",
 }

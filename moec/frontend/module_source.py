@@ -20,6 +20,7 @@ from moec.execution.eager_anew import EagerAnew
 from moec.execution.engine import Engine
 from moec.files.regular import file_hash
 from moec.frontend.dimensions import are_least_sizes, enlarged
+from moec.frontend.domain import Domain
 from moec.frontend.export import capture
 from moec.frontend.exported_file import load_exported
 from moec.frontend.from_exported import Dynamic, from_exported, named_outputs
@@ -35,7 +36,7 @@ from moec.frontend.samples import (
     token_domains,
 )
 from moec.frontend.snapshot import Snapshot
-from moec.frontend.source import Domain, Opening, Source
+from moec.frontend.source import Opening, Source
 from moec.frontend.users_code import call, import_file, siblings_of
 from moec.program.program import Input, Program
 from moec.program.signature import sizes_of

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.frontend.source import Domain
+from moec.frontend.domain import Domain
 
 Dims = Mapping[str, Sequence[str | int | None]]
 _TORCH = str(Path(torch.__file__).parent)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from moec.frontend.source import Domain
+from moec.frontend.domain import Domain
 from moec.program.program import Program
 
 

@@ -14,7 +14,8 @@ from torch import nn
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.account import Account, LeaveOut, LeftOut
-from moec.frontend.source import Domain, Opening, Source, Tokenizer
+from moec.frontend.domain import Domain
+from moec.frontend.source import Opening, Source, Tokenizer
 from moec.huggingface.account import account_of, read_by, unread_tensors
 from moec.huggingface.capturing import captured
 from moec.huggingface.companions import describe, write_companions

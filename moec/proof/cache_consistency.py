@@ -8,34 +8,29 @@ with the cache of its own earlier ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.execution.generation import continuation, is_decoder
+from moec.execution.generation import is_decoder
 from moec.program.decoder_signature import (
-    EMBEDS,
-    IDS,
-    LOGITS,
     MASK,
     PAST,
     SEQUENCE,
     are_plain,
-    cache_inputs,
     fixed_inputs,
     new_tokens,
-    present_name,
 )
-from moec.program.signature import Sample, converted
+from moec.program.signature import Sample
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import ComparedTokens, Decided
 from moec.proof.digits import at_most
+from moec.proof.feeding import PADDED_CALLS, Beside, in_turns, logits_of, with_padding, written
 from moec.shown import figure_of
 
 SIZES = {"batch": 3, SEQUENCE: 16}  # one row whole, one padded on the left, one on the right
@@ -45,9 +40,6 @@ WAYS = {"chunks": (7, 5, 4), SINGLY: (9, *[1] * 7), "token by token": (1,) * 16}
 WRITTEN = "one that is being written"  # in an engine that keeps the cache itself, and may leave out logits
 IN_TURNS = "one that is being written, after another text and in turns with a third"
 PADDED = "calls with padding behind them, in each text another amount"  # as onnxruntime-genai feeds texts of a batch
-# tokens of each text in each of these calls, which are as wide as the most of them: fewer than a window holds, none at
-# all, and all; first of a text, and after others. A negative number: of tokens that stand behind the padding
-PADDED_CALLS = ((8, 0, 1), (0, 0, 1), (0, -3, 5), (3, 2, 4), (3, 6, 2), (1, 4, 2), (1, 1, 1))
 STEPS_IN_TURNS = 2  # tokens after the prompt: what one text leaves where another is shows in the first
 ONE_GO = "one go"
 CALLS = {ONE_GO: (16,), "chunks": (7, 5, 4), "prompt, then token by token": (13, 1, 1, 1)}
@@ -190,7 +182,7 @@ def check_consistency(
         ways: tokens of each call by name, those of the text by default, and the one that the engine writes itself.
     """
     ids, mask = new_tokens(sample), sample[MASK]
-    engine, program = _Beside.of(engine, sample), program and _Beside.of(program, sample)
+    engine, program = Beside.of(engine, sample), program and Beside.of(program, sample)
     read = mask.bool() if compared is None else compared.tokens
     yardstick = engine if program is None else program
     known: dict[tuple[int, ...], Tensor] = {}
@@ -198,37 +190,17 @@ def check_consistency(
     for name, steps in (ways or _every_way(engine, text.ways if program is None else text.calls)).items():
         like = steps if program is not None and name != PADDED else (ids.shape[1],)
         if like not in known:
-            known[like] = _logits(yardstick, ids, mask, like)
+            known[like] = logits_of(yardstick, ids, mask, like)
         ends = torch.tensor(steps).cumsum(0) - 1 if name in (WRITTEN, IN_TURNS) else torch.arange(ids.shape[1])
-        got = _FEEDERS.get(name, _logits)(engine, ids, mask, steps)
+        got = _FEEDERS.get(name, logits_of)(engine, ids, mask, steps)
         found.append(Way(name, steps, apart(got[read[:, ends]], known[like][:, ends][read[:, ends]])))
     return Consistency(tolerance.deviation, tuple(found), program is not None, decided)
-
-
-class _Beside:
-    """An engine that is given, with tokens of a text, what else a sample has of the same tokens."""
-
-    def __init__(self, engine: Engine, sample: Sample, axes: Mapping[str, int]) -> None:
-        self.inputs, self._engine, self._sample, self._axes = engine.inputs, engine, sample, axes
-
-    @classmethod
-    def of(cls, engine: Engine, sample: Sample) -> Any:
-        """The engine itself where it takes no more than tokens, mask and states."""
-        known = {IDS, EMBEDS, MASK, *(c.name for c in cache_inputs(engine.inputs))}
-        more = [i for i in engine.inputs if i.name not in known and SEQUENCE in i.shape]
-        return cls(engine, sample, {i.name: i.shape.index(SEQUENCE) for i in more}) if more else engine
-
-    def __call__(self, **given: Tensor) -> dict[str, Tensor]:
-        end, count = given[MASK].shape[1], new_tokens(given).shape[1]
-        more = {name: self._sample[name].narrow(axis, end - count, count) for name, axis in self._axes.items()}
-        found: dict[str, Tensor] = self._engine(**given, **converted(self.inputs, more))
-        return found
 
 
 def _every_way(engine: Engine, calls: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
     """The ways, and those that the engine writes itself where it can: the longest prompt of them, then token by token;
     of a short text also beside others."""
-    known = not isinstance(engine, _Beside)  # else nothing says which places padding has
+    known = not isinstance(engine, Beside)  # else nothing says which places padding has
     recurrent = known and fixed_inputs(engine.inputs) and are_plain(engine.inputs)
     if recurrent and calls.get(SINGLY) == WAYS[SINGLY]:  # where each call counts, padding does too
         widths = tuple(max(map(abs, counts)) for counts in PADDED_CALLS)
@@ -252,54 +224,4 @@ def apart(got: Tensor, want: Tensor) -> float:
     return float(error.max()) / spread if bool(error.isfinite().all()) else float("inf")
 
 
-def _written(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int], others: Sequence[Tensor] = ()) -> Tensor:
-    """Logits `[batch, steps, vocabulary]` of each step's last token, the cache kept by the engine, in float64.
-
-    `others`: ids of texts that take each step after this one does, over whatever it left where they are.
-    """
-    text, beside = continuation(engine), [(tokens, continuation(engine)) for tokens in others]
-    found, end = list[Tensor](), 0
-    for step in steps:
-        start, end = end, end + step
-        logits = text.step(ids[:, start:end].numpy(), mask[:, :end].numpy())
-        found.append(torch.from_numpy(logits.copy()).double())  # the next step may write over them
-        for tokens, other in beside:
-            other.step(tokens[:, start:end].numpy(), mask[:, :end].numpy())
-    return torch.stack(found, 1)
-
-
-def _in_turns(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> Tensor:
-    """The same after another text's prompt, and in turns with a third text."""
-    _written(engine, ids.flip(0, 1), mask, steps[:1])
-    return _written(engine, ids, mask, steps, [ids.flip(1)])
-
-
-def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> Tensor:
-    """Logits `[batch, tokens of all steps, vocabulary]` of the text fed in these steps, in float64."""
-    found, end, cache = [], 0, dict[str, Tensor]()
-    for step in steps:
-        start, end = end, end + step
-        given = {IDS if ids.dim() == 2 else EMBEDS: ids[:, start:end], MASK: mask[:, :end]}
-        outputs = engine(**converted(engine.inputs, given), **cache)
-        cache = {spec.name: outputs[present_name(spec.name)] for spec in cache_inputs(engine.inputs)}
-        found.append(outputs[LOGITS].double())
-    return torch.cat(found, 1)
-
-
-def _padded(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> Tensor:
-    """The same in `PADDED_CALLS`, which are as wide as `steps`."""
-    fed, padded = (torch.zeros(len(t), sum(steps), *t.shape[2:], dtype=t.dtype) for t in (ids, mask))
-    places = torch.zeros(mask.shape, dtype=torch.int64)  # where each token stands among them
-    end, done = 0, [0] * len(ids)
-    for step, counts in zip(steps, PADDED_CALLS, strict=True):
-        start, end = end, end + step
-        for row, count in enumerate(counts):
-            first = start if count >= 0 else end + count
-            places[row, done[row] : done[row] + abs(count)] = torch.arange(first, first + abs(count))
-            done[row] += abs(count)
-    rows = torch.arange(len(ids))[:, None]
-    fed[rows, places], padded[rows, places] = ids, mask
-    return _logits(engine, fed, padded, steps)[rows, places]
-
-
-_FEEDERS = {WRITTEN: _written, IN_TURNS: _in_turns, PADDED: _padded}
+_FEEDERS = {WRITTEN: written, IN_TURNS: in_turns, PADDED: with_padding}

@@ -137,7 +137,7 @@ def sizes_of(inputs: Sequence[Input], given: Mapping[str, int]) -> dict[str, int
 
 def default_sample(inputs: Sequence[Input], sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """An input of these sizes that every model takes: masks of ones, counting positions, ids below 2, normal floats."""
-    from moec.frontend.source import Domain, sample_input
+    from moec.frontend.domain import Domain, sample_input
 
     generator = torch.Generator().manual_seed(0)
     sample = {}

@@ -15,8 +15,8 @@ from torch import Tensor
 import moec
 from moec.compiler import routers as module
 from moec.errors import MoecError
+from moec.frontend.domain import Domain
 from moec.frontend.program_source import ProgramSource
-from moec.frontend.source import Domain
 from moec.program.program import Program
 from tests import zoo
 

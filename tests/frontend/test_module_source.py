@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
+from moec.frontend.domain import Domain
 from moec.frontend.module_source import ExportedSource, ModuleSource, from_file, guess_dynamic, parse_inputs
-from moec.frontend.source import Domain
 
 CODE = """
 import torch

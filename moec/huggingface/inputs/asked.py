@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from moec.errors import MoecError
+from moec.frontend.domain import Domain
 from moec.frontend.from_exported import Dynamic
 from moec.frontend.refusals import say_inputs
-from moec.frontend.source import Domain
 from moec.huggingface.inputs.arguments import DESCRIBES_IMAGES, takes_media
 from moec.huggingface.inputs.given import Given
 from moec.huggingface.inputs.media import deciding

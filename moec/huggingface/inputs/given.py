@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
+from moec.frontend.domain import Domain
 from moec.frontend.module_source import parse_inputs
 from moec.frontend.samples import guess_domain, guess_dynamic, shape_of
-from moec.frontend.source import Domain, Opening
+from moec.frontend.source import Opening
 from moec.huggingface.inputs.arguments import tensor_arguments
 from moec.huggingface.inputs.signature import Signature, signature_of
 from moec.program.decoder_signature import IDS, MASK

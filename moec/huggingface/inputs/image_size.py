@@ -10,7 +10,7 @@ import torch
 
 from moec.errors import MoecError
 from moec.files.inside import read_inside
-from moec.frontend.source import Domain
+from moec.frontend.domain import Domain
 from moec.huggingface.inputs.media import Found
 
 

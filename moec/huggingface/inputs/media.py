@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from moec.frontend.source import Domain
+from moec.frontend.domain import Domain
 from moec.huggingface.inputs.processor import Prepared
 from moec.program.decoder_signature import IDS, MASK, SEQUENCE, TYPES
 from moec.program.program import META, Input

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.frontend.source import Domain
+from moec.frontend.domain import Domain
 from moec.huggingface.inputs.media import BATCH, IMAGES
 from moec.huggingface.inputs.signature import CAPTURE_SIZES, Signature
 from moec.huggingface.states.cache import has_cache

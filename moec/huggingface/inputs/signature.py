@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.frontend.account import FLAG
-from moec.frontend.source import Domain
+from moec.frontend.domain import Domain
 from moec.huggingface.inputs.arguments import makes_decoder_ids
 from moec.huggingface.inputs.heads import PoolAtEnd, pools_at_end, takes_one_text
 from moec.huggingface.inputs.image_size import image_inputs, image_size

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from moec.frontend.source import Domain
+from moec.frontend.domain import Domain
 from moec.huggingface.states.encoder_decoder_call import encoder_call, found_caches
 from moec.program.conditions import Condition
 from moec.program.decoder_signature import IDS, MASK, PAST_ENCODER, SEQUENCE, STATES, STATES_MASK

@@ -9,7 +9,8 @@ import torch
 
 from moec.compiler.open import open_source
 from moec.errors import MoecError
-from moec.frontend.source import Domain, Opening
+from moec.frontend.domain import Domain
+from moec.frontend.source import Opening
 from moec.huggingface.inputs.given import Given
 from tests import zoo
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from moec.compiler.open import open_source
-from moec.frontend.source import Domain
+from moec.frontend.domain import Domain
 from moec.huggingface.inputs.media import Found, runs
 from tests.seen_and_heard import SEEN, VISION_LANGUAGE
 
