@@ -98,14 +98,14 @@ calibration = Calibration(CalibrationText("Python's library", 8192, LENGTH), "",
 how = f"carve(experts={EXPERTS}, shared=1, active={given.active}, partition=coactivation)"
 carved, _ = moec.Pipeline.parse(how).run(dense, Context(calibration=calibration))
 teacher, student = dense.module(trainable=True), straight_through(carved).module(trainable=True)
-print(f"{how}: {judged(student, teacher, held_out):.4f} nats from the dense model")
+print(f"{how}: {judged(student, teacher, held_out):.3g} nats from the dense model")
 learning = {name: p for name, p in student.named_parameters() if ".router." in name or ".experts." in name}
 optimizer = torch.optim.Adam(learning.values(), lr=given.lr)
 for step in range(given.steps):
     apart(student, teacher, windows(ids, step)).backward()
     optimizer.step()
     optimizer.zero_grad()
-print(f"healed for {given.steps} steps: {judged(student, teacher, held_out):.4f} nats")
+print(f"healed for {given.steps} steps: {judged(student, teacher, held_out):.3g} nats")
 
 healed = carved.trained(learning)  # as it was cut, with what was learnt
 kind = moec.save_hf(healed, given.folder / "checkpoint")

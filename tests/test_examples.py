@@ -58,8 +58,8 @@ def test_train_upcycled(run: Run, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_heal_carved(run: Run, tmp_path: Path) -> None:
     """Healing brings the carved model nearer; what was healed is what is saved and compiled."""
-    said = run("heal_carved.py", tmp_path, "--first", 20, "--steps", 8, "--active", 2)
-    before, after = (float(v) for v in re.findall(r": (0\.\d+) nats", said))
+    said = run("heal_carved.py", tmp_path, "--first", 150, "--steps", 20, "--active", 2, "--lr", 3e-4)
+    before, after = (float(v) for v in re.findall(r": (\S+) nats", said))
     assert after < 0.9 * before
     assert "is a carved_llama" in said and "verified: " in said and "16/16 experts reached" in said
     assert (tmp_path / "checkpoint" / "modeling_carved.py").is_file()
@@ -68,7 +68,7 @@ def test_heal_carved(run: Run, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_train_dense_run_sparse(run: Run, tmp_path: Path) -> None:
     """Fewer experts cost more, and the checkpoint says how many there are."""
-    said = run("train_dense_run_sparse.py", tmp_path, "--steps", 10, "--share", 0.25)
+    said = run("train_dense_run_sparse.py", tmp_path, "--steps", 40, "--share", 0.25)
     rows = {int(k): float(loss) for k, loss in re.findall(r"^ +(\d)  +(\d\.\d+)", said, re.MULTILINE)}
     assert sorted(rows) == list(range(1, 9)) and rows[1] != rows[8]
     assert "is an olmoe with 2 experts a token" in said and "verified: " in said

@@ -55,9 +55,8 @@ def without_cache(error: MoecError, capture: Callable[[], Any]) -> MoecError:
     try:
         capture()
     except MoecError as other:
-        if other.what == error.what:
-            return MoecError(error.code, f"{error.what}, with a cache and without", other.where, other.fix)
-        what = f"{error.what}; with --no-cache, {other.what}"
+        same = other.what == error.what
+        what = f"{error.what}, with a cache and without" if same else f"{error.what}; with --no-cache, {other.what}"
         return MoecError(error.code, what, other.where, _REPORT if "--no-cache" in other.fix else other.fix)
     fix = "compile its forward alone: pass --no-cache, with which it was captured just now"
     return MoecError(error.code, error.what, error.where, fix)

@@ -29,6 +29,7 @@ _SAYABLE = ("carve", "find-moe", "set-top-k", "fuse-moe", TRAINED)
 # what moec calls them -> what transformers does
 _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "relu2": "relu2"}
 _OWN = (aten.linear.default, ROUTE, operator.getitem, aten.add.Tensor, *MoeCall.operators)
+_FINER = ".carve.router.weight"  # of a mixture whose experts were cut
 _NOTHING = (  # in a model that runs
     aten.to.dtype,
     aten._to_copy.default,
@@ -63,6 +64,9 @@ def read_carved(program: Program) -> dict[str, Form]:
     if other is not None:
         what = f"{other} changed it as well"
         raise refuse(program, what, f"save it without {other}, or compile it without --save-hf")
+    finer = next((name for name in program.weights if name.endswith(_FINER)), None)
+    if finer is not None:
+        raise refuse(program, f"experts of {finer.removesuffix(_FINER)} have parts, chosen by routers of their own")
     found = {}
     for node in moe_nodes(program):
         name = str(getattr(MoeCall(node).w_in, "target", ""))

@@ -78,7 +78,7 @@ def _refuse(program: Program, forms: dict[str, Form], config: Any, form: Form, s
         means = program.weights[f"{path}.experts.b_out"].load(), program.weights[f"{path}.experts.constant"].load()
         biases = program.weights[f"{path}.router.bias"].load()[shared:]
         if any(bool(value.any()) for value in means):
-            return "its experts have no biases, which keep what others would have added (compensate=False)"
+            return "its experts have no biases, which keep what others would have added (compensate=False, refit=False)"
         if bool((biases != biases[0]).any()):
             return "its router has no biases (router=mean-row)"
     return None

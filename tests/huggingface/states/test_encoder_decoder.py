@@ -51,9 +51,8 @@ def test_of_sound_of_any_length(name: str) -> None:
     assert inputs(name, "encoder") == {"input_features": ("batch", "sequence", 10)}
     whole = HuggingFaceSource.from_model(build(name))
     assert [i.name for i in whole.inputs] == ["input_features", "decoder_input_ids"]
-    assert {p: part.account().lines() for p, part in whole.parts().items()} == dict.fromkeys(
-        ("encoder", "decoder"), whole.account().lines()
-    ), "it is told once"
+    said = {p: part.account().lines()[1:] for p, part in whole.parts().items()}
+    assert said == dict.fromkeys(("encoder", "decoder"), whole.account().lines()[1:]), "it is told once"
 
 
 def test_sound_of_a_width_that_no_config_says_is_refused_with_a_way_out() -> None:

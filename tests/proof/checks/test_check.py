@@ -20,6 +20,7 @@ from moec.proof.checks.lowering import Lowering
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.own_text import OwnTextQuality
 from moec.proof.checks.proven_parts import ProvenPart, ProvenParts
+from moec.proof.checks.sight import Sight
 from moec.proof.checks.sizes import SizesRun
 from moec.proof.checks.text import TextQuality
 from moec.proof.checks.values import Values
@@ -69,6 +70,7 @@ PAIRS: tuple[tuple[Check, Check], ...] = (
         ProvenParts((ProvenPart("encoder", "1e-6"),)),
         ProvenParts((ProvenPart("encoder", "1e-6"), ProvenPart("decoder", "", "it differs", "M101", "report this"))),
     ),
+    (Sight(0.1, 1e-3), Sight(1e-3, 1e-3)),
     (TextQuality(QUALITY), TextQuality(dataclasses.replace(QUALITY, kl_mean=0.06))),
 )
 
