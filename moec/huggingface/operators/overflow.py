@@ -45,6 +45,7 @@ class _BothSides(TorchFunctionMode):
     ) -> Any:  # fmt: skip
         first = args[0] if args else None
         if self._cut is not None and not (func is torch.clamp and first is self._cut[0]) and func.__name__ != "__get__":
+            self._cut = None  # what cleans up behind the error, such as the end of no_grad, comes by here, too
             raise MoecError("M207", "a branch on an overflow does something else than cut it off", "capture", _REPORT)
         if func is Tensor.__bool__ and isinstance(first, Tensor) and (found := self._answer(first)):
             x, all_well = found

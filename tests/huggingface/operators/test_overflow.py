@@ -81,3 +81,4 @@ def test_another_branch_is_refused() -> None:
     with pytest.raises(MoecError, match="something else") as error:
         program(made(Otherwise))
     assert error.value.code == "M207"
+    assert torch.is_grad_enabled(), "the end of no_grad is let through behind the error"
