@@ -66,7 +66,7 @@ def _copies(dense: str, folder: Path) -> Path:
     if not folder.exists():
         source = open_source(dense, cache=False)
         program, _ = Pipeline.parse(PIPELINE).run(source.capture(torch.float32), Context(0))
-        save_hf(program, source, folder)
+        save_hf(program, folder, source)
     return folder
 
 
