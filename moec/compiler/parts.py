@@ -30,6 +30,7 @@ from moec.program.encoder_decoder import DECODER, PARTS
 from moec.program.vision_language import VISION_PARTS
 from moec.progress import Progress
 from moec.proof.encoder_decoder import prove_encoder_decoder
+from moec.proof.joint import Joint
 from moec.proof.verification import Verification
 from moec.proof.vision_language import prove_vision_language
 from moec.report.artefacts import MANIFEST
@@ -125,7 +126,7 @@ def compile_parts(
         progress.stage("verify")
         proofs, facts = {name: report.proof for name, report in reports.items()}, _facts(source, kind, reports)
         with opened_parts(backend, options.target, folder, options.build, facts) as engine:
-            proof = _prove(source, engine, proofs, backend, options, options.seed, kind, _programs(folder, parts))
+            proof = _prove(source, engine, proofs, backend, options, options.seed, kind, folder)
         proof.require()
         progress.done("; ".join([f"all {len(proofs)} parts together", *proof.short]))
         options = replace(options, layout=layout)
@@ -239,24 +240,16 @@ def load_parts(
 
 
 def _prove(
-    source: Source, engine: PartsEngine, proofs: dict[str, Verification], backend: Backend, options: Options,
-    seed: int, kind: Kind, programs: Callable[[], Any],
+    source: Source, engine: PartsEngine, proofs: Mapping[str, Verification], backend: Backend, options: Options,
+    seed: int, kind: Kind, folder: Path,
 ) -> Verification:  # fmt: skip
+    def programs() -> PartsEngine:
+        """Made anew from the settings of the parts' manifests."""
+        made = (EngineFolder(folder / name, {}).remake(part)[1] for name, part in source.parts().items())
+        return kind.engine(*map(StreamingEngine, made), **source.joined_by())
+
     where = str(options.target), ran_on(backend, options.target, options.build)
-    more = {"programs": programs} if kind.parts == PARTS else {}
-    return kind.prove(source, engine, proofs, backend.precision(options.target), seed, *where, **more)
-
-
-def _programs(folder: Path, parts: Mapping[str, Source]) -> Callable[[], EncoderDecoderEngine]:
-    """An encoder's and a decoder's programs in PyTorch, made anew from their manifests' settings when they are asked
-    for."""
-
-    def made() -> EncoderDecoderEngine:
-        return EncoderDecoderEngine(
-            *(StreamingEngine(EngineFolder(folder / name, {}).remake(part)[1]) for name, part in parts.items())
-        )
-
-    return made
+    return kind.prove(Joint(source, proofs, backend.precision(options.target), seed, *where, programs), engine)
 
 
 def _require_of_this(report: Report, name: str, part: Report) -> None:
@@ -285,4 +278,4 @@ def prove_parts_again(
     backend.require_joined(folder, kind.parts)
     proofs = {part: one(folder / part) for part in kind.parts}
     with opened_parts(backend, options.target, folder, options.build, report.facts) as engine:
-        return _prove(source, engine, proofs, backend, options, seed, kind, _programs(folder, source.parts()))
+        return _prove(source, engine, proofs, backend, options, seed, kind, folder)

@@ -35,11 +35,10 @@ class EncoderDecoderEngine(PartsEngine):
     """
 
     def __init__(self, encoder: Engine, decoder: Engine) -> None:
+        super().__init__(encoder, decoder)
         self.name, self.encoder, self.decoder = encoder.name, encoder, decoder
-        self.parts = encoder, decoder
         self.inputs = (*encoder.inputs, Input(DECODER_IDS, torch.int64, ("batch", DECODER_SEQUENCE)))
         self.outputs = (LOGITS, ENCODER_STATES)
-        self.prepared = "; ".join(filter(None, (encoder.prepared, decoder.prepared)))
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         text = self.text({i.name: inputs[i.name] for i in self.encoder.inputs})

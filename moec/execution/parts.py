@@ -30,7 +30,9 @@ class PartsEngine(Engine):
         parts: in the order in which they run.
     """
 
-    parts: tuple[Engine, ...]
+    def __init__(self, *parts: Engine) -> None:
+        self.parts = parts
+        self.prepared = "; ".join(filter(None, (part.prepared for part in parts)))
 
     @abstractmethod
     def text(self, given: Mapping[str, Tensor]) -> PartsText:

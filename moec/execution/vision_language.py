@@ -37,11 +37,11 @@ class VisionLanguageEngine(PartsEngine):
         self, vision: Engine, embedding: Engine, decoder: Engine, image_token: int,
         grids: Sequence[Sequence[int]] = (), merge: int = 1,
     ) -> None:  # fmt: skip
+        super().__init__(vision, embedding, decoder)
         self.name, self.image_token, self.grids, self.merge = decoder.name, image_token, grids, merge
-        self.parts = self.vision, self.embedding, self.decoder = vision, embedding, decoder
+        self.vision, self.embedding, self.decoder = vision, embedding, decoder
         ids = (Input(name, torch.int64, ("batch", SEQUENCE)) for name in (IDS, MASK))
         self.inputs, self.outputs = (*ids, *vision.inputs), (LOGITS,)
-        self.prepared = "; ".join(filter(None, (part.prepared for part in self.parts)))
 
     def check(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         ids = inputs.get(IDS)

@@ -6,14 +6,14 @@ reads the states and the mask that the encoder gives, and that neither of its ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from moec.execution.encoder_decoder import DECODER_SEQUENCE, CrossText, EncoderDecoderEngine
+from moec.execution.encoder_decoder import DECODER_SEQUENCE, EncoderDecoderEngine
 from moec.execution.engine import Engine
+from moec.execution.parts import PartsEngine, PartsText
 from moec.frontend.source import Source
 from moec.program.decoder_signature import LOGITS, SEQUENCE
 from moec.program.encoder_decoder import DECODER_IDS
@@ -21,61 +21,38 @@ from moec.program.signature import Sample, converted
 from moec.proof.cache_consistency import WRITTEN, Consistency, Way, apart
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.outputs import Outputs
-from moec.proof.compare import Tolerance, compare
+from moec.proof.compare import compare
 from moec.proof.digits import at_most
 from moec.proof.evidence import why_not
-from moec.proof.joint import joint_tolerance, outputs_alone, proven_parts
+from moec.proof.joint import Joint, called, written
 from moec.proof.sizes import verification_sizes
 from moec.proof.verification import Verification
 
 TEXT = {"batch": 3, SEQUENCE: 9, DECODER_SEQUENCE: 12}  # texts of the encoder of different lengths, padded
 WAYS = {"chunks": (5, 4, 3), "prompt, then token by token": (7, *[1] * 5), "token by token": (1,) * 12}
 
-Programs = Callable[[], EncoderDecoderEngine]
 
-
-def prove_encoder_decoder(
-    source: Source,
-    engine: EncoderDecoderEngine,
-    proofs: dict[str, Verification],
-    precision: torch.dtype,
-    seed: int,
-    target: str = "",
-    ran_on: str = "",
-    programs: Programs | None = None,
-) -> Verification:
-    """The proof of two parts together, theirs among its checks.
-
-    Args:
-        source: the untouched model, whole. engine: both parts.
-        proofs: of each part alone, by its name.
-        precision: that both compute in.
-        seed: of the inputs.
-        target, ran_on: see `Verification`.
-        programs: gives both parts' own programs in PyTorch; asked where passes change numbers, and a way differs.
-    """
+def prove_encoder_decoder(joint: Joint, engine: EncoderDecoderEngine) -> Verification:
+    """The proof of two parts together."""
+    source, seed = joint.source, joint.seed
     reference = source.reference()
-    alone = outputs_alone(proofs)
-    tolerance = joint_tolerance([found.comparison for found in alone])
     samples = list(_samples(source, engine, reference, seed))
-    outputs = Outputs(compare(reference, engine, samples, tolerance), any(o.approximate for o in alone))
+    outputs = Outputs(compare(reference, engine, samples, joint.tolerance), joint.approximate)
     text = source.sample(TEXT, seed + 1)
-    own = Tolerance.of(precision).deviation
-    bound = own if outputs.comparison.tolerance is None else max(own, outputs.comparison.tolerance)
-    found = Consistency(bound, tuple(_ways(engine, engine if outputs.approximate else reference, text)))
-    peer = _peer(source, outputs.approximate, programs) if found.failed else None
+    found = Consistency(joint.bound(outputs), tuple(_ways(engine, engine if outputs.approximate else reference, text)))
+    peer = _peer(joint) if found.failed else None
     if peer is not None:  # the model itself may say something else when a text is cut
         whole = peer if outputs.approximate else reference
         ways = (_beside(w, found, engine, whole, peer, text) if w in found.failed else w for w in found.ways)
         found = replace(found, ways=tuple(ways))
-    return Verification((proven_parts(proofs), outputs, CacheConsistency(found)), seed, "full", target, ran_on)
+    return joint.proof(outputs, CacheConsistency(found))
 
 
-def _peer(source: Source, approximate: bool, programs: Programs | None) -> EncoderDecoderEngine | None:
+def _peer(joint: Joint) -> PartsEngine | None:
     """What runs the same calls as the engine: the untouched parts, or the programs of parts whose numbers changed."""
-    if approximate:
-        return programs() if programs else None
-    return EncoderDecoderEngine(*(part.reference() for part in source.parts().values()))
+    if joint.approximate:
+        return joint.programs() if joint.programs else None
+    return EncoderDecoderEngine(*(part.reference() for part in joint.source.parts().values()))
 
 
 def _samples(source: Source, engine: EncoderDecoderEngine, reference: Engine, seed: int) -> Iterator[Sample]:
@@ -95,13 +72,13 @@ def _ways(engine: EncoderDecoderEngine, reference: Engine, text: Sample) -> Iter
 
 
 def _beside(
-    way: Way, found: Consistency, engine: EncoderDecoderEngine, whole: Engine, peer: EncoderDecoderEngine, text: Sample
+    way: Way, found: Consistency, engine: EncoderDecoderEngine, whole: Engine, peer: PartsEngine, text: Sample
 ) -> Way:
     """A way that failed, beside the same calls of a peer: of the untouched parts, or, after passes that change numbers,
     of the parts' own programs. As it was unless these say something else themselves than the model, `whole`, does in
     one go, as experts with a capacity do."""
     ids, got = _fed(engine, text, way.name, way.steps)
-    want = _called(_text(peer, text), ids, way.steps)
+    want = called(_text(peer, text), ids, way.steps)
     if at_most(apart(want, _whole(whole, text, ids)), found.tolerance):
         return way
     return Way(f"{way.name}, each call beside the model's", way.steps, apart(got, want))
@@ -111,8 +88,8 @@ def _fed(engine: EncoderDecoderEngine, text: Sample, name: str, steps: Sequence[
     """The tokens of a way, and the engine's logits of them."""
     ids = text[DECODER_IDS]
     if name == WRITTEN:
-        return _written(_text(engine, text), ids[:, :1], len(steps))
-    return ids, _called(_text(engine, text), ids, steps)
+        return written(_text(engine, text), ids[:, :1], len(steps))
+    return ids, called(_text(engine, text), ids, steps)
 
 
 def _whole(reference: Engine, text: Sample, ids: Tensor) -> Tensor:
@@ -121,21 +98,6 @@ def _whole(reference: Engine, text: Sample, ids: Tensor) -> Tensor:
     return found.double()
 
 
-def _text(engine: EncoderDecoderEngine, text: Sample) -> CrossText:
+def _text(engine: PartsEngine, text: Sample) -> PartsText:
     given = converted(engine.inputs, text)
-    return engine.text({i.name: given[i.name] for i in engine.encoder.inputs})
-
-
-def _called(text: CrossText, ids: Tensor, steps: Sequence[int]) -> Tensor:
-    """Logits `[batch, sequence, vocabulary]` of tokens that come in these steps, in float64."""
-    parts = ids.split([*steps], 1)  # type: ignore[no-untyped-call]
-    return torch.cat([text.advance(part)[LOGITS].double() for part in parts], 1)
-
-
-def _written(text: CrossText, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens after a start, that among them, and the logits of every step."""
-    ids, found = [start], list[Tensor]()
-    for _ in range(steps):
-        found.append(text.advance(ids[-1])[LOGITS].double())
-        ids.append(found[-1][:, -1:].argmax(-1))
-    return torch.cat(ids[:-1], 1), torch.cat(found, 1)
+    return engine.text({i.name: given[i.name] for i in engine.parts[0].inputs})

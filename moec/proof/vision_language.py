@@ -7,13 +7,12 @@ rows stand in its own places, that the decoder reads them, and that its cache ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
 
 from moec.execution.engine import Engine
-from moec.execution.vision_language import SeeingText, VisionLanguageEngine
+from moec.execution.vision_language import VisionLanguageEngine
 from moec.frontend.source import Source
 from moec.program.decoder_signature import IDS, LOGITS, MASK, SEQUENCE
 from moec.program.signature import Sample, converted, dynamic_dimensions
@@ -25,7 +24,7 @@ from moec.proof.checks.sight import Sight
 from moec.proof.compare import Tolerance, compare
 from moec.proof.decided_tokens import ComparedTokens
 from moec.proof.evidence import why_not
-from moec.proof.joint import joint_tolerance, outputs_alone, proven_parts
+from moec.proof.joint import Joint, called, written
 from moec.proof.verification import Verification
 
 # (texts, tokens beside images, images): one of each, more images than texts, a text without an image among others
@@ -35,37 +34,19 @@ NEW = 5  # tokens that a text goes on by
 WAYS = {"prompt, then token by token": (1,) * NEW, "prompt, then chunks": (3, 2)}
 
 
-def prove_vision_language(
-    source: Source,
-    engine: VisionLanguageEngine,
-    proofs: Mapping[str, Verification],
-    precision: torch.dtype,
-    seed: int,
-    target: str = "",
-    ran_on: str = "",
-) -> Verification:
-    """The proof of three parts together, theirs among its checks.
-
-    Args:
-        source: the untouched model, whole. engine: all parts.
-        proofs: of each part alone, by its name.
-        precision: that all compute in.
-        seed: of the inputs.
-        target, ran_on: see `Verification`.
-    """
-    reference, alone = source.reference(), outputs_alone(proofs)
-    tolerance, own = joint_tolerance([found.comparison for found in alone]), Tolerance.of(precision).deviation
+def prove_vision_language(joint: Joint, engine: VisionLanguageEngine) -> Verification:
+    """The proof of three parts together."""
+    source, seed, own = joint.source, joint.seed, Tolerance.of(joint.precision).deviation
+    reference = source.reference()
     seen = list(_samples(source, engine, reference, seed))
     blind = [{n: v for n, v in sample.items() if n in (IDS, MASK)} for sample in map(engine.without_images, seen[:2])]
     samples = [*seen, *blind]
-    comparison = compare(reference, engine, samples, tolerance, [_tokens(sample) for sample in samples])
-    outputs = Outputs(comparison, any(o.approximate for o in alone))
-    bound = own if outputs.comparison.tolerance is None else max(own, outputs.comparison.tolerance)
+    comparison = compare(reference, engine, samples, joint.tolerance, [_tokens(sample) for sample in samples])
+    outputs = Outputs(comparison, joint.approximate)
     judge = engine if outputs.approximate else reference
-    ways = Consistency(bound, tuple(_ways(engine, judge, source.sample(_possible(source, TEXT), seed + 1))))
+    ways = tuple(_ways(engine, judge, source.sample(_possible(source, TEXT), seed + 1)))
     sight = Sight(min((_moved(reference, sample) for sample in seen), default=0.0), own)
-    checks = (proven_parts(proofs), outputs, sight, CacheConsistency(ways))
-    return Verification(checks, seed, "full", target, ran_on)
+    return joint.proof(outputs, sight, CacheConsistency(Consistency(joint.bound(outputs), ways)))
 
 
 def _samples(source: Source, engine: VisionLanguageEngine, reference: Engine, seed: int) -> Iterator[Sample]:
@@ -104,26 +85,13 @@ def _ways(engine: VisionLanguageEngine, reference: Engine, text: Sample) -> Iter
     change numbers."""
     images = {name: value for name, value in text.items() if name not in (IDS, MASK)}
     more = engine.without_images({IDS: text[IDS][:, :NEW].flip(1)})[IDS]
+    prompt = text[IDS]
     for name, steps in {**WAYS, WRITTEN: (1,) * NEW}.items():
-        going = engine.text(converted(engine.vision.inputs, images))
-        got = [going.advance(text[IDS])[LOGITS].double()]
-        written = _written(going, got) if name == WRITTEN else _called(going, got, more, steps)
-        ids = torch.cat([text[IDS], written], 1)
+        going, calls = engine.text(converted(engine.vision.inputs, images)), (prompt.shape[1], *steps)
+        if name == WRITTEN:
+            ids, got = written(going, prompt, len(calls))
+        else:
+            ids = torch.cat([prompt, more], 1)
+            got = called(going, ids, calls)
         whole = reference(**converted(reference.inputs, {**images, IDS: ids, MASK: torch.ones_like(ids)}))
-        yield Way(name, (text[IDS].shape[1], *steps), apart(torch.cat(got, 1), whole[LOGITS].double()))
-
-
-def _called(text: SeeingText, got: list[Tensor], ids: Tensor, steps: Sequence[int]) -> Tensor:
-    """The tokens, fed in these steps; their logits are added to those that are there."""
-    parts = ids.split([*steps], 1)  # type: ignore[no-untyped-call]
-    got += [text.advance(part)[LOGITS].double() for part in parts]
-    return ids
-
-
-def _written(text: SeeingText, got: list[Tensor]) -> Tensor:
-    """The likeliest tokens after those whose logits are there, to which theirs are added."""
-    ids = []
-    for _ in range(NEW):
-        ids.append(got[-1][:, -1:].argmax(-1))
-        got.append(text.advance(ids[-1])[LOGITS].double())
-    return torch.cat(ids, 1)
+        yield Way(name, calls, apart(got, whole[LOGITS].double()))

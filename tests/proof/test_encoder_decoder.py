@@ -13,12 +13,14 @@ from torch import Tensor
 import moec
 from moec.execution.encoder_decoder import EncoderDecoderEngine
 from moec.execution.engine import Engine
+from moec.execution.parts import PartsEngine
 from moec.frontend.source import Source
 from moec.huggingface.states import encoder_decoder_call
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.proven_parts import ProvenParts
-from moec.proof.encoder_decoder import Programs, prove_encoder_decoder
+from moec.proof.encoder_decoder import prove_encoder_decoder
+from moec.proof.joint import Joint
 from moec.proof.verification import Verification
 from tests.changed import Changed
 
@@ -57,7 +59,7 @@ def _lost(given: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_the_right_parts_are_equal(
     source: Source, engine: EncoderDecoderEngine, alone: dict[str, Verification]
 ) -> None:
-    proof = prove_encoder_decoder(source, engine, alone, torch.float32, seed=3)
+    proof = prove_encoder_decoder(Joint(source, alone, torch.float32, seed=3), engine)
     assert proof.ok and len(proof.checks) == 3
 
 
@@ -72,7 +74,7 @@ def test_wrong_ones_are_found(
     alone: dict[str, Verification],
 ) -> None:
     wrong = EncoderDecoderEngine(engine.encoder, Changed(engine.decoder, change))
-    proof = prove_encoder_decoder(source, wrong, alone, torch.float32, seed=3)
+    proof = prove_encoder_decoder(Joint(source, alone, torch.float32, seed=3), wrong)
     found = proof.find(kind)
     assert not proof.ok and found is not None and not found.ok
     assert proof.error is not None and proof.error.code == "M101"
@@ -92,7 +94,7 @@ def test_a_fault_that_the_capture_shares_is_no_excuse(
         encoder_decoder_call, "functional_cache", lambda held: right({n: v * 1.5 for n, v in held.items()})
     )
     wrong = EncoderDecoderEngine(engine.encoder, Changed(engine.decoder, _louder))
-    proof = prove_encoder_decoder(source, wrong, alone, torch.float32, seed=3)
+    proof = prove_encoder_decoder(Joint(source, alone, torch.float32, seed=3), wrong)
     found = proof.find(CacheConsistency)
     assert found is not None and len(found.consistency.failed) == 4 and not proof.ok
 
@@ -112,10 +114,10 @@ def test_a_model_that_differs_itself_is_the_yardstick_of_the_ways_that_failed(
     parts = source.parts()
     monkeypatch.setattr(source, "parts", lambda: {"encoder": parts["encoder"], "decoder": Cut(parts["decoder"])})
     same = EncoderDecoderEngine(engine.encoder, Changed(engine.decoder, _louder))
-    found = prove_encoder_decoder(source, same, alone, torch.float32, seed=3).find(CacheConsistency)
+    found = prove_encoder_decoder(Joint(source, alone, torch.float32, seed=3), same).find(CacheConsistency)
     assert found is not None and found.ok and all("beside the model's" in w.name for w in found.consistency.ways)
     other = EncoderDecoderEngine(engine.encoder, Changed(engine.decoder, _lost))
-    assert not prove_encoder_decoder(source, other, alone, torch.float32, seed=3).ok
+    assert not prove_encoder_decoder(Joint(source, alone, torch.float32, seed=3), other).ok
 
 
 def test_after_passes_that_change_numbers_the_programs_are_the_yardstick(
@@ -127,10 +129,10 @@ def test_after_passes_that_change_numbers_the_programs_are_the_yardstick(
         checks = [replace(c, approximate=True) if isinstance(c, Outputs) else c for c in proof.checks]
         return replace(proof, checks=tuple(checks))
 
-    def proof(wrong: Engine, programs: Programs | None) -> CacheConsistency:
+    def proof(wrong: Engine, programs: Callable[[], PartsEngine] | None) -> CacheConsistency:
         both = EncoderDecoderEngine(engine.encoder, wrong)
         parts = {name: budget(p) for name, p in alone.items()}
-        found = prove_encoder_decoder(source, both, parts, torch.float32, seed=3, programs=programs)
+        found = prove_encoder_decoder(Joint(source, parts, torch.float32, seed=3, programs=programs), both)
         check = found.find(CacheConsistency)
         assert check is not None
         return check
@@ -145,5 +147,5 @@ def test_after_passes_that_change_numbers_the_programs_are_the_yardstick(
 
 def test_a_failed_part_fails_both(source: Source, engine: EncoderDecoderEngine, alone: dict[str, Verification]) -> None:
     failed = replace(alone["decoder"], checks=(ProvenParts(()), *alone["decoder"].checks))
-    proof = prove_encoder_decoder(source, engine, {**alone, "decoder": failed}, torch.float32, seed=3)
+    proof = prove_encoder_decoder(Joint(source, {**alone, "decoder": failed}, torch.float32, seed=3), engine)
     assert not proof.ok and proof.error is not None and proof.error.where == "part decoder"

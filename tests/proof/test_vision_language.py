@@ -17,6 +17,7 @@ from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.proven_parts import ProvenParts
 from moec.proof.checks.sight import Sight
+from moec.proof.joint import Joint
 from moec.proof.verification import Verification
 from moec.proof.vision_language import prove_vision_language
 from tests.changed import Changed
@@ -70,7 +71,7 @@ def _lost(given: Given) -> Given:
 def test_the_right_parts_are_equal(
     source: Source, engine: VisionLanguageEngine, alone: dict[str, Verification]
 ) -> None:
-    proof = prove_vision_language(source, engine, alone, torch.float32, seed=3)
+    proof = prove_vision_language(Joint(source, alone, torch.float32, seed=3), engine)
     assert proof.ok and len(proof.checks) == 4
 
 
@@ -94,7 +95,7 @@ def test_wrong_ones_are_found(
 ) -> None:
     parts = {name: getattr(engine, name) for name in ("vision", "embedding", "decoder")}
     wrong = VisionLanguageEngine(**{**parts, part: Changed(parts[part], change)}, image_token=IMAGE)
-    proof = prove_vision_language(source, wrong, alone, torch.float32, seed=3)
+    proof = prove_vision_language(Joint(source, alone, torch.float32, seed=3), wrong)
     found = proof.find(kind)
     assert not proof.ok and found is not None and not found.ok
     assert proof.error is not None and proof.error.code == "M101"
@@ -111,7 +112,7 @@ def test_a_model_whose_images_change_nothing_cannot_be_proven(
     monkeypatch.setattr(source, "reference", lambda: still)
     wrong = Changed(engine.vision, lambda given: {n: v * 0 for n, v in given.items()})
     blind = VisionLanguageEngine(wrong, engine.embedding, engine.decoder, IMAGE)
-    proof = prove_vision_language(source, blind, alone, torch.float32, seed=3)
+    proof = prove_vision_language(Joint(source, alone, torch.float32, seed=3), blind)
     outputs, sight = proof.find(Outputs), proof.find(Sight)
     assert outputs is not None and outputs.ok and sight is not None and not sight.ok
     assert proof.error is not None and proof.error.code == "M104" and "pixel_values*" in proof.error.fix
@@ -119,5 +120,5 @@ def test_a_model_whose_images_change_nothing_cannot_be_proven(
 
 def test_a_failed_part_fails_all(source: Source, engine: VisionLanguageEngine, alone: dict[str, Verification]) -> None:
     failed = replace(alone["vision"], checks=(ProvenParts(()), *alone["vision"].checks))
-    proof = prove_vision_language(source, engine, {**alone, "vision": failed}, torch.float32, seed=3)
+    proof = prove_vision_language(Joint(source, {**alone, "vision": failed}, torch.float32, seed=3), engine)
     assert not proof.ok and proof.error is not None and proof.error.where == "part vision"
