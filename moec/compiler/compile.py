@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from moec.compiler.advice import advice_for
-from moec.compiler.cuts import cuts_explain
 from moec.compiler.memory_limit import kept_below, within_limit
 from moec.compiler.new_model import as_new_model
 from moec.compiler.options import Options
-from moec.compiler.padding import padding_explains
+from moec.compiler.self_difference import explained_by_model
 from moec.compiler.parts import compile_parts
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, require_run_here, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, taken_back, write_report
@@ -132,8 +131,7 @@ def _compile(
         if options.verify == "streamed":
             captured = made_now(source, captured, backend.precision(options.target))
         checks = contract_checks(source, captured, options, backend)
-        stack.enter_context(cuts_explain(source))
-        stack.enter_context(padding_explains(source))
+        stack.enter_context(explained_by_model(source))
         stack.enter_context(advice_for(source, captured, options, calibration, corpus))
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)
         steps = [*source.steps, *steps]

@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moec.compiler.cuts import cuts_explain
 from moec.compiler.engine_folder import EngineFolder, require_same_texts
-from moec.compiler.padding import padding_explains
+from moec.compiler.self_difference import explained_by_model
 from moec.compiler.parts import refuse_parts
 from moec.compiler.prove_again import Question, asked_subject
 from moec.compiler.proving import prove_folder, ran_on, require_run_here
@@ -63,7 +62,7 @@ def complete_engine(
     source = engine_folder.source(model)
     captured, program = engine_folder.remake(source)
     subject = asked_subject(engine_folder, engine_folder.subject(source, captured, program), asked)
-    with staging(folder, source.places) as new, cuts_explain(source), padding_explains(source):
+    with staging(folder, source.places) as new, explained_by_model(source):
         copy_artefacts(engine_folder.report, folder, new)
         progress.stage("build")
         facts = {

@@ -1,4 +1,4 @@
-"""A model that differs from itself when its text is cut, or padded, is refused with that reason."""
+"""A model that differs from itself is refused with that reason, instead of an engine that seems wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import transformers
 
-from moec.compiler.cuts import cuts_explain
+from moec.compiler.self_difference import explained_by_model
 from moec.errors import MoecError
 from moec.huggingface.source import HuggingFaceSource
 from tests import whole_zoo, zoo
@@ -34,15 +34,25 @@ def changed(name: str, **changes: Any) -> HuggingFaceSource:
 )
 def test_the_models_own_difference_is_the_reason(name: str, changes: dict[str, Any], said: str) -> None:
     """transformers limits Mamba-2's steps in a prompt alone, and writes a bias into the states before a text."""
-    with pytest.raises(MoecError) as error, cuts_explain(changed(name, **changes)):
+    with pytest.raises(MoecError) as error, explained_by_model(changed(name, **changes)):
         raise UNEQUAL
     assert error.value.code == "M206" and said in error.value.what and "of its spread" in error.value.what
     assert UNEQUAL.what in error.value.what, "it may be a fault of the engine as well"
     assert "--no-cache" in error.value.fix
 
 
-@pytest.mark.parametrize("name", ["mixtral", "bert"])
-def test_another_models_error_stays_as_it_is(name: str) -> None:
-    with pytest.raises(MoecError) as error, cuts_explain(source(name)):
+def test_a_router_that_mixes_tokens_is_the_reason() -> None:
+    """Doge's retrieval of experts folds a batch's tokens into each other, as its source says."""
+    doge = HuggingFaceSource.from_model(whole_zoo.build("doge"))
+    with pytest.raises(MoecError) as error, explained_by_model(doge):
         raise UNEQUAL
-    assert error.value is UNEQUAL
+    assert error.value.code == "M206" and "what stands in padding" in error.value.what
+    assert UNEQUAL.what in error.value.what, "it may be a fault of the engine as well"
+
+
+@pytest.mark.parametrize("name", ["mixtral", "bert"])
+@pytest.mark.parametrize("raised", [UNEQUAL, MoecError("M104", "not reached", "experts", "try others")])
+def test_another_models_error_stays_as_it_is(name: str, raised: MoecError) -> None:
+    with pytest.raises(MoecError) as error, explained_by_model(source(name)):
+        raise raised
+    assert error.value is raised
