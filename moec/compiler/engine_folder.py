@@ -74,6 +74,8 @@ class EngineFolder:
     def _as_compiled(self, source: Source) -> Source:
         """What the compile began with: the model, or a new one that passes make of it. Raises M106 where other models
         that it was made of have changed."""
+        if not making(self.options.pipeline)[0].passes:
+            return source  # its text is not read for it
         made, _ = as_new_model(source, self.options.pipeline, self._calibration(source), self.options.seed)
         if made.models_hash and made.models_hash != self.report.text_hashes.get("models"):
             fix = "put them back, or compile anew"

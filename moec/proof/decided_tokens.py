@@ -167,9 +167,12 @@ def look(
 
     def watch(node: fx.Node, _value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if routing := logits_of(node, args, kwargs):
-            so_far, lead = compared_tokens(routed, sample, first, causal), routing[0].shape[:-1]
-            spoiled = ~replace(so_far, tokens=~so_far.open).rows(lead.numel()).view(lead)
-            found = hanging(*routing, noise, room_of(node, args, kwargs), spoiled)
+            room = room_of(node, args, kwargs)
+            spoiled = None
+            if room is not None:  # only there may a token push another
+                so_far, lead = compared_tokens(routed, sample, first, causal), routing[0].shape[:-1]
+                spoiled = ~replace(so_far, tokens=~so_far.open).rows(lead.numel()).view(lead)
+            found = hanging(*routing, noise, room, spoiled)
             routed.append((found.flatten(), mixes_after(node)))
         if (keys := hanging_choice(node, args, noise)) is not None:
             routed.append((keys.flatten(), mixes_after(node)))
