@@ -69,10 +69,11 @@ def emit_bias(emit: Emitter, mask: ir.Value, dtype: ir.DataType) -> ir.Value:
     operator's own dtype, so that a row of padding, which may see nothing, stays a number: the next layer would spread a
     NaN. And above the lowest number there is: of a row of those, ONNX Runtime's standard operator makes zeros, and
     eager the mean of all values."""
-    if (mask.dtype or FLOAT) == FLOAT:
+    given = mask.dtype or FLOAT
+    if given == FLOAT:
         return emit("Max", mask, emit.number(_LOW, FLOAT))
-    if mask.dtype != ir.DataType.BOOL:
-        return emit.cast(mask, mask.dtype or FLOAT, FLOAT)
+    if given != ir.DataType.BOOL:
+        return emit.cast(mask, given, FLOAT)
     return emit(
         "Where", mask, emit.number(0.0, FLOAT), emit.number(-3e4 if dtype == ir.DataType.FLOAT16 else _LOW, FLOAT)
     )

@@ -10,6 +10,7 @@ from typing import Any
 from moec.errors import MoecError
 from moec.frontend.source import Source
 from moec.layouts import model_folder
+from moec.report.artefacts import AGAIN
 
 _MADE_BY = "transformers_version"  # of who wrote a config, which says nothing of the model
 
@@ -24,8 +25,7 @@ def require_companions(folder: Path, source: Source) -> None:
             place = home / file.relative_to(made)
             if not place.is_file() or _content(place) != _content(file):
                 what = f"{file.relative_to(made).as_posix()} beside the engine is not the model's"
-                fix = "compile the engine again: moec compile --from moec.json"
-                raise MoecError("M106", what, str(place), fix)
+                raise MoecError("M106", what, str(place), AGAIN)
 
 
 def _content(file: Path) -> Any:

@@ -13,11 +13,11 @@ from moec.compiler.advice import advice_for
 from moec.compiler.memory_limit import kept_below, within_limit
 from moec.compiler.new_model import as_new_model
 from moec.compiler.options import Options
-from moec.compiler.self_difference import explained_by_model
 from moec.compiler.parts import compile_parts
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, require_run_here, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, taken_back, write_report
 from moec.compiler.recapture import is_outdated, made_now
+from moec.compiler.self_difference import explained_by_model
 from moec.compiler.staging import check_out, require_apart, require_free, staging
 from moec.errors import MoecError
 from moec.execution.streaming import check_finite

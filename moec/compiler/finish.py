@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from moec.compiler.engine_folder import EngineFolder, require_same_texts
-from moec.compiler.self_difference import explained_by_model
 from moec.compiler.parts import refuse_parts
 from moec.compiler.prove_again import Question, asked_subject
 from moec.compiler.proving import prove_folder, ran_on, require_run_here
 from moec.compiler.publish import make_report, sizes_of_files, write_report
+from moec.compiler.self_difference import explained_by_model
 from moec.compiler.staging import staging
 from moec.files.kept import unused
 from moec.layouts import model_folder

@@ -25,6 +25,7 @@ from moec.execution.streaming import StreamingEngine
 from moec.execution.vision_language import VisionLanguageEngine
 from moec.frontend.source import Source
 from moec.layouts import genai_images
+from moec.layouts.arrange import genai_or_plain
 from moec.pipeline.pipeline import Pipeline
 from moec.program.encoder_decoder import DECODER, PARTS
 from moec.program.vision_language import VISION_PARTS
@@ -33,7 +34,7 @@ from moec.proof.encoder_decoder import prove_encoder_decoder
 from moec.proof.joint import Joint
 from moec.proof.verification import Verification
 from moec.proof.vision_language import prove_vision_language
-from moec.report.artefacts import MANIFEST
+from moec.report.artefacts import AGAIN, MANIFEST
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend
 from moec.targets.target import Target
@@ -93,9 +94,11 @@ def kind_of(facts: Mapping[str, Any]) -> Kind:
 
 
 def refuse_parts(report: Report, verb: str, flag: str = "") -> None:
-    """Raise M201 for what is done with one graph, where an engine has several; the way out names a part."""
+    """Raise M201 for what is done with one graph, where an engine has several; the way out names a part, also in place
+    of `{part}` in the flag."""
     if is_in_parts(report):
         first, *others = kind_of(report.facts).parts
+        flag = flag.format(part=first)
         command = f"moec {verb} ENGINE/{first} {flag}".rstrip()
         what = f"this engine has {len(others) + 1} graphs, and `{f'moec {verb} {flag}'.rstrip()}` looks at one"
         names = " and ".join(f"ENGINE/{part}" for part in others)
@@ -122,7 +125,7 @@ def compile_parts(
         idle.require()
         source.write_companions(folder)
         files = backend.join(folder, kind.parts)
-        layout = _lay_out(source, parts, options, backend, folder, files)
+        layout = _lay_out(source, parts, kind, options, backend, folder, files)
         progress.stage("verify")
         proofs, facts = {name: report.proof for name, report in reports.items()}, _facts(source, kind, reports)
         with opened_parts(backend, options.target, folder, options.build, facts) as engine:
@@ -191,24 +194,21 @@ def _require(options: Options, backend: Backend, kind: Kind) -> None:
 
 
 def _lay_out(
-    source: Source, parts: Mapping[str, Source], options: Options, backend: Backend, folder: Path,
+    source: Source, parts: Mapping[str, Source], kind: Kind, options: Options, backend: Backend, folder: Path,
     files: Mapping[str, str],
 ) -> str:  # fmt: skip
     """Write what clients read of all parts; the layout. Raises M208 where the one that was asked for is not
     possible."""
-    if tuple(parts) != VISION_PARTS or options.layout == "plain":
+    if "genai" not in kind.layouts or options.layout == "plain":
         return "plain"
     inputs, facts, target = {n: part.inputs for n, part in parts.items()}, parts[DECODER].facts(), options.target
-    reason = genai_images.refusal(inputs, facts)
-    if reason and options.layout == "genai":
-        what = f"onnxruntime-genai cannot run this model: {reason}"
-        raise MoecError("M208", what, "layout genai", "use --layout plain: ONNX Runtime itself runs it")
-    if reason:
-        return "plain"
+    layout = genai_or_plain(options.layout, genai_images.refusal(inputs, facts))
+    if layout == "plain":
+        return layout
     outputs, shared = [o.name for o in backend.outputs(folder / DECODER)], backend.shares_cache(folder / DECODER)
     how = target.device or "cpu", target.threads, shared, backend.client_settings(target)
     genai_images.write(folder, files, inputs, outputs, facts, source.joined_by()["image_token"], *how)
-    return "genai"
+    return layout
 
 
 def _facts(source: Source, kind: Kind, reports: Mapping[str, Report]) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def _require_of_this(report: Report, name: str, part: Report) -> None:
         settings.insert(0, "model")
     if settings:
         what = f"the {name} is a part of another engine: its {', '.join(settings)} is another"
-        raise MoecError("M106", what, f"{name}/{MANIFEST}", "compile the engine again: moec compile --from moec.json")
+        raise MoecError("M106", what, f"{name}/{MANIFEST}", AGAIN)
 
 
 def prove_parts_again(

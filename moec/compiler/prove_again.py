@@ -94,9 +94,9 @@ def prove_again(folder: Path, against: Any, asked: Question, opening: Mapping[st
 def _prove_parts(
     engine_folder: EngineFolder, own: Source, against: Any, asked: Question, opening: Mapping[str, Any]
 ) -> Verification:
-    """Each part, and both together, against the engine's own model. Raises M201 for a comparison with another."""
+    """Each part, and all together, against the engine's own model. Raises M201 for a comparison with another."""
     if against is not None and not is_in_memory(own.hashes):
-        refuse_parts(engine_folder.report, "verify", "--against OTHER/encoder")
+        refuse_parts(engine_folder.report, "verify", "--against OTHER/{part}")
     report, options = engine_folder.report, engine_folder.options
 
     def one(part: Path) -> Verification:

@@ -32,7 +32,12 @@ def choose(layout: str | None, inputs: Sequence[Input], facts: ModelFacts, possi
         )
     if "genai" not in possible:
         return layout or "plain"
-    reason = genai.refusal(inputs, facts) if layout in (None, "genai") else None
+    return genai_or_plain(layout, genai.refusal(inputs, facts) if layout in (None, "genai") else None)
+
+
+def genai_or_plain(layout: str | None, reason: str | None) -> str:
+    """The layout that was asked for, else `genai`, or `plain` where there is a `reason` that onnxruntime-genai cannot
+    run the model. Raises M208 where that was asked for."""
     if layout == "genai" and reason:
         raise MoecError(
             "M208",

@@ -182,17 +182,19 @@ def check_consistency(
         ways: tokens of each call by name, those of the text by default, and the one that the engine writes itself.
     """
     ids, mask = new_tokens(sample), sample[MASK]
-    engine, program = Beside.of(engine, sample), program and Beside.of(program, sample)
+    calls = text.ways if program is None else text.calls
+    fed, program = Beside.of(engine, sample), program and Beside.of(program, sample)
+    every = _every_way(engine, calls) if fed is engine else calls  # of more inputs, nothing says what padding has
     read = mask.bool() if compared is None else compared.tokens
-    yardstick = engine if program is None else program
+    yardstick = fed if program is None else program
     known: dict[tuple[int, ...], Tensor] = {}
     found = []
-    for name, steps in (ways or _every_way(engine, text.ways if program is None else text.calls)).items():
+    for name, steps in (ways or every).items():
         like = steps if program is not None and name != PADDED else (ids.shape[1],)
         if like not in known:
             known[like] = logits_of(yardstick, ids, mask, like)
         ends = torch.tensor(steps).cumsum(0) - 1 if name in (WRITTEN, IN_TURNS) else torch.arange(ids.shape[1])
-        got = _FEEDERS.get(name, logits_of)(engine, ids, mask, steps)
+        got = _FEEDERS.get(name, logits_of)(fed, ids, mask, steps)
         found.append(Way(name, steps, apart(got[read[:, ends]], known[like][:, ends][read[:, ends]])))
     return Consistency(tolerance.deviation, tuple(found), program is not None, decided)
 
@@ -200,8 +202,7 @@ def check_consistency(
 def _every_way(engine: Engine, calls: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
     """The ways, and those that the engine writes itself where it can: the longest prompt of them, then token by token;
     of a short text also beside others."""
-    known = not isinstance(engine, Beside)  # else nothing says which places padding has
-    recurrent = known and fixed_inputs(engine.inputs) and are_plain(engine.inputs)
+    recurrent = fixed_inputs(engine.inputs) and are_plain(engine.inputs)
     if recurrent and calls.get(SINGLY) == WAYS[SINGLY]:  # where each call counts, padding does too
         widths = tuple(max(map(abs, counts)) for counts in PADDED_CALLS)
         if all(engine.holds({**SIZES, SEQUENCE: n, PAST: sum(widths[:k])}) for k, n in enumerate(widths)):

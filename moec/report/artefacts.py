@@ -12,6 +12,7 @@ from moec.files.regular import file_hash
 from moec.layouts.facts import CARD
 
 MANIFEST = "moec.json"  # what makes a folder an engine's
+AGAIN = "compile the engine again: moec compile --from moec.json"  # the way out of what is not as it was written
 SPEED_FILE = "bench.json"  # times, which no manifest holds
 # they hold the hashes of the others and therefore cannot hold their own, or come later
 _OWN = (MANIFEST, "report.html", SPEED_FILE)
@@ -69,6 +70,4 @@ def check_artefacts(artefacts: Sequence[Artefact], folder: Path, check: str = "h
             problem = "was changed after it was written"
         else:
             continue
-        raise MoecError(
-            "M106", f"{artefact.name} {problem}", str(path), "compile the engine again: moec compile --from moec.json"
-        )
+        raise MoecError("M106", f"{artefact.name} {problem}", str(path), AGAIN)
