@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from moec.compiler.advice import advice_for
+from moec.compiler.compile_parts import compile_parts
 from moec.compiler.memory_limit import kept_below, within_limit
 from moec.compiler.new_model import as_new_model
 from moec.compiler.options import Options
-from moec.compiler.parts import compile_parts
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, require_run_here, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, taken_back, write_report
 from moec.compiler.recapture import is_outdated, made_now
@@ -88,21 +88,7 @@ def _compile(
     backend: Backend,
     said: Sequence[str],
 ) -> Report:
-    if require_run:
-        require_run_here(backend, options.target, options.build)
-    check_out(out, what_is_read(source, options))
-    if options.save_hf:
-        require_apart(out, options.save_hf)
-        require_free(options.save_hf)
-    options = replace(
-        options,
-        layout=choose(
-            options.layout,
-            source.inputs,
-            source.facts(),
-            backend.layouts(options.target) if options.build else ("plain",),
-        ),
-    )
+    options = _ready(source, options, out, require_run, backend)
     calibration = calibration_for(options, source)
     corpus = corpus_of(options.exam.text, source) if options.exam else None
     asked = options.pipeline
@@ -154,6 +140,19 @@ def _compile(
         report = replace(report, layers=look_inside(captured, program, [s for c in checks for s in c.samples[:1]]))
         source.require_unchanged()  # after the last hash
         return write_report(report, folder)
+
+
+def _ready(source: Source, options: Options, out: Path, require_run: bool, backend: Backend) -> Options:
+    """The options with the layout that is chosen, once nothing that can be known before a capture forbids the
+    compile."""
+    if require_run:
+        require_run_here(backend, options.target, options.build)
+    check_out(out, what_is_read(source, options))
+    if options.save_hf:
+        require_apart(out, options.save_hf)
+        require_free(options.save_hf)
+    possible = backend.layouts(options.target) if options.build else ("plain",)
+    return replace(options, layout=choose(options.layout, source.inputs, source.facts(), possible))
 
 
 def what_is_read(source: Source, options: Options) -> tuple[Path, ...]:

@@ -15,8 +15,6 @@ import torch
 
 import moec
 from moec import MoecError
-from moec.compiler.options import Options
-from moec.compiler.parts import _Idle
 from moec.execution.encoder_decoder import EncoderDecoderEngine
 from moec.execution.parts import respond
 from moec.huggingface.source import HuggingFaceSource
@@ -178,28 +176,3 @@ def test_other_families(name: str, tmp_path: Path) -> None:
     got = torch.stack(list(respond(engine, given, start, max_tokens=24)), 1)
     assert got.equal(generated(model, given, 24)[:, -24:])
     assert moec.verify(out, model, seed=3).ok
-
-
-def test_a_pass_may_change_nothing_in_a_part_if_it_does_in_another() -> None:
-    """An embedding has nothing to be upcycled, and a decoder has."""
-    options = Options.of({"pipeline": "upcycle(experts=4), quantize(bits=8)"})
-
-    def compiled(asked: Options, idle: tuple[str, ...]) -> str:
-        for item in map(str, asked.pipeline):
-            if item.startswith(idle):
-                raise MoecError("M103", "it changed nothing", item, "leave it out")
-        return str(asked.pipeline)
-
-    passes = _Idle(options.pipeline)
-    assert passes.without(options, lambda asked: compiled(asked, ("upcycle",))) == "quantize(bits=8)"  # type: ignore[arg-type, comparison-overlap, return-value]
-    with pytest.raises(MoecError) as error:
-        passes.require()
-    assert error.value.code == "M103" and error.value.where == "upcycle(experts=4)"
-    passes.without(options, lambda asked: compiled(asked, ("quantize",)))  # type: ignore[arg-type, return-value]
-    passes.require()
-    with pytest.raises(MoecError, match="another fault"):
-        passes.without(options, _faulty)
-
-
-def _faulty(_: Options) -> Report:
-    raise MoecError("M207", "another fault", "quantize(bits=8)", "mend it")
