@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from moec.proof.divergence import divergence
+from moec.execution.divergence import divergence
 
 
 def test_it_follows_its_definition() -> None:
