@@ -10,10 +10,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
 from moec.dialect import Routing
 from moec.errors import MoecError
+from moec.execution.divergence import apart, divergence
 from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.experts.cut import MoeBlock, find_block
 from moec.experts.fewer import Fewer, fewer, with_fewer
@@ -211,13 +211,12 @@ def _said(
 
 
 def _apart(whole: list[dict[str, Tensor]], found: list[dict[str, Tensor]]) -> float:
-    """How far outputs are from others: the divergence of the next token where there are logits, else of the square."""
+    """How far outputs are from others: the divergence of the next token where there are logits, summed over tokens,
+    else the squared error of each floating-point output in units of its square, summed."""
     pairs = [(w[name].float(), f[name].float()) for w, f in zip(whole, found, strict=True) for name in _judged(w)]
     if LOGITS in whole[0]:
-        return sum(
-            float(F.kl_div(f.log_softmax(-1), w.log_softmax(-1), reduction="sum", log_target=True)) for w, f in pairs
-        )
-    return sum(float((w - f).square().sum() / w.square().sum().clamp(min=1e-30)) for w, f in pairs)
+        return sum(float(divergence(w.log_softmax(-1), f.log_softmax(-1)).sum()) for w, f in pairs)
+    return sum(apart(w, f, logits=False) for w, f in pairs)
 
 
 def _judged(outputs: dict[str, Tensor]) -> list[str]:

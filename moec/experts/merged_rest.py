@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
+from moec.execution.divergence import apart
 from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.execution.streaming import StreamingEngine
 from moec.experts.merged_sources import MergeSource, joined
@@ -176,8 +176,5 @@ def departures(rest: Rest, sources: Sequence[MergeSource], own: Sequence[Rest]) 
 
 
 def _apart(wanted: Sample, got: Sample) -> float:
-    if LOGITS in wanted:
-        one, other = (F.log_softmax(values[LOGITS].double(), -1) for values in (wanted, got))
-        return float((one.exp() * (one - other)).sum(-1).mean())
-    one, other = (next(iter(values.values())).double() for values in (wanted, got))
-    return float((one - other).square().sum() / one.square().sum().clamp(min=1e-30))
+    name = LOGITS if LOGITS in wanted else next(iter(wanted))
+    return apart(wanted[name], got[name], name == LOGITS)
