@@ -61,7 +61,7 @@ class CalibrateRouter(Pass):
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Which routers can be worked on; the text decides which of them change."""
-        self._check()
+        self.check_settings()
         own = context.given_to(self)
         blocks = self._blocks(program, self._untouched(program, own), own)
         return Plan(str(self), 0, len(blocks), program.clone(), tuple(own.misses))
@@ -69,7 +69,7 @@ class CalibrateRouter(Pass):
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of routers that were changed. Raises M203 on settings that are invalid or fit no block,
         without a calibration text of two windows, and when no pass before this one made weights coarser."""
-        self._check()
+        self.check_settings()
         training, held_out = self._texts(program, context.require_calibration().windows())
         untouched = self._untouched(program, context)
         blocks = self._blocks(program, untouched, context)
@@ -78,7 +78,7 @@ class CalibrateRouter(Pass):
         return sum(self._settle(program, context, b) for b in blocks)
 
     # ------------------------------------------------------------------ what is given
-    def _check(self) -> None:
+    def check_settings(self) -> None:
         positive = (
             isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool) and 0 < self.ridge < math.inf
         )

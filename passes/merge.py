@@ -61,7 +61,7 @@ class Merge(Pass):
 
     def plan(self, program: Program, context: Context) -> Plan:
         """The form of the mixture; no model is opened."""
-        self._check()
+        self.check_settings()
         own, copy = context.given_to(self), program.clone()
         ffns = self._networks(copy, own)
         self._rewrite(copy, ffns, [[ffn] * len(self.sources) for ffn in ffns])
@@ -72,7 +72,7 @@ class Merge(Pass):
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of networks that became mixtures. Raises M203 on settings, models and texts that do not
         fit each other, and what opening the models raises."""
-        self._check()
+        self.check_settings()
         texts = self._texts(context.require_calibration())
         ffns = self._networks(program, context)
         if not ffns:
@@ -101,7 +101,7 @@ class Merge(Pass):
     def _refuse(self, what: str, fix: str, where: str = "") -> MoecError:
         return MoecError("M203", what, where or str(self), fix)
 
-    def _check(self) -> None:
+    def check_settings(self) -> None:
         names = [name_of(model) for model in self.sources]
         twice = next((n for n in names if names.count(n) > 1), "")
         if len(names) < 2 or isinstance(self.sources, str):
@@ -120,6 +120,9 @@ class Merge(Pass):
             )
         if not 0 < self.ridge < math.inf:
             raise self._refuse(f"ridge={self.ridge} is not possible", "a number above 0; 0.001 is usual")
+
+    def check_calibration(self, calibration: Calibration) -> None:
+        self._texts(calibration)
 
     def _texts(self, calibration: Calibration) -> dict[str, Calibration]:
         """The text of each model, in their order. Raises M203 where one has none, or a text belongs to none."""

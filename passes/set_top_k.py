@@ -63,7 +63,6 @@ class SetTopK(Pass):
 
     def plan(self, program: Program, context: Context) -> Plan:
         """With a share the text decides which layers change."""
-        self._check()
         if isinstance(self.top_k, float):
             return Plan(str(self), 0, len(moe_nodes(program)), program.clone())
         return super().plan(program, context)
@@ -75,7 +74,6 @@ class SetTopK(Pass):
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of blocks that changed. Raises M203 for a number that a block does not have, for routing
         inside one operator already, and for a router that was not recognised."""
-        self._check()
         blocks = self._blocks(program, context)
         batches = list(context.require_calibration().batches(program.inputs)) if self.needs_calibration() else []
         counts = self._counts(program, blocks, batches)
@@ -112,7 +110,7 @@ class SetTopK(Pass):
         whole, *tried = (_said(program, batches[:1], rules, found) for found in ({}, first, second))
         return min((first, second), key=lambda found: _apart(whole, tried[found is second]))
 
-    def _check(self) -> None:
+    def check_settings(self) -> None:
         share = isinstance(self.top_k, float)
         if not (0 < self.top_k < 1 if share else type(self.top_k) is int and self.top_k >= 1):
             what = f"top_k={self.top_k} is no number of experts"
