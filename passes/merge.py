@@ -175,6 +175,6 @@ class Merge(Pass):
         made = {way: rest_of(base, sources, outside, way) for way in WAYS}
         kept = [{n: s.program.weights[n] for n in inside} for s in sources]
         whole = {way: {n: base.weights[n] for n in outside} | rest for way, rest in made.items()}
-        found = {way: departures(rest, sources, kept) for way, rest in whole.items()}
+        found = departures(whole, sources, kept)
         best = min(found, key=lambda way: sum(found[way]))
         return made[best], {"way": best, "departures": found}
