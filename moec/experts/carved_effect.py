@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx
 
 from moec.execution.divergence import apart
-from moec.execution.lockstep import OperatorCalls, run_in_lockstep
-from moec.experts.carved_place import dense_of, finite, joined
+from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
+from moec.experts.carved_place import dense_of, finite
 from moec.experts.carving import Carving, Cut, NotFiniteError
 from moec.program.decoder_signature import LOGITS
 from moec.program.program import Program
@@ -53,7 +53,7 @@ def _errors(
         with torch.inference_mode(False), finite(ffn):
             x, dense = joined(values).clone(), dense_of(ffn)
             cut = Cut(dense, x, replace(how, shared=how.candidates()[0]))
-            found[ffn.output] = cut.curve(), cut.slip(x[: len(joined(values[:1]))], how.active)
+            found[ffn.output] = cut.curve(), cut.slip(x[: values[0].numel() // values[0].shape[-1]], how.active)
 
     run_in_lockstep(program, batches, visit)
     return [found[ffn.output][0] for ffn in ffns], [found[ffn.output][1] for ffn in ffns]

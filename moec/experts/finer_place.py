@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from moec.dialect import Routing
-from moec.execution.lockstep import OperatorCalls
-from moec.experts.carved_place import TOKENS_AN_EXPERT, dense_of, drawn, finite, joined, require_tokens
+from moec.execution.lockstep import OperatorCalls, joined
+from moec.experts.carved_place import TOKENS_AN_EXPERT, dense_of, drawn, finite, require_tokens
 from moec.experts.carved_weights import carved_weights, placeholders
 from moec.experts.carving import Carved, Carving, cut
 from moec.program.moe_call import MoeCall
@@ -104,7 +104,7 @@ class FinerPlace:
         """See which experts tokens go to, and then, at the router of the parts, what the tokens are; cut all experts by
         that. Called for every operator before it is computed. Raises M203 for a text of which no expert gets enough."""
         if calls.node is self._ids:
-            self._seen = torch.cat([v.reshape(-1, v.shape[-1]) for v in calls.values(0)])
+            self._seen = joined(calls.values(0))
         elif calls.node is self.first:
             most = int(self._seen.flatten().bincount().max())
             require_tokens(most, self.how.experts, f"the busiest expert of {self.path}")

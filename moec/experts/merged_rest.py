@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from moec.execution.divergence import apart
-from moec.execution.lockstep import OperatorCalls, run_in_lockstep
+from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
 from moec.execution.streaming import StreamingEngine
-from moec.experts.merged_sources import MergeSource, joined
+from moec.experts.merged_sources import MergeSource
 from moec.program.decoder_signature import LOGITS
 from moec.program.program import Program
 from moec.recognition.linear import find_linears

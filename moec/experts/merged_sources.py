@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from moec.errors import MoecError
 from moec.frontend.source import Source
@@ -124,8 +123,3 @@ def _texts(tokenizer: object, base: Source) -> list[str]:
     high = domain.high if domain else 0
     step = max(1, high // _PROBED)
     return [tokenizer.decode([token]) for token in range(0, high, step)]  # type: ignore[attr-defined]
-
-
-def joined(values: Sequence[Tensor]) -> Tensor:
-    """Values of several inputs as rows `[T, H]`."""
-    return torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
