@@ -139,8 +139,8 @@ class Carve(Pass):
     def _is_share(self) -> bool:
         return isinstance(self.active, float)
 
-    def _refuse(self, what: str, fix: str, where: str = "") -> MoecError:
-        return MoecError("M203", what, where or str(self), fix)
+    def _refuse(self, what: str, fix: str) -> MoecError:
+        return MoecError("M203", what, str(self), fix)
 
     def check_settings(self) -> None:
         shared = self.shared or 0

@@ -81,7 +81,7 @@ class Merge(Pass):
         for text, (fitted_on, _) in zip(texts.values(), parts, strict=True):
             self._require_tokens(text, fitted_on, ffns)
         programs = open_sources(program, self.sources, str(self))
-        sources = [MergeSource(n, p, *t) for n, p, t in zip(texts, programs, parts, strict=True)]
+        sources = [MergeSource(p, *t) for p, t in zip(programs, parts, strict=True)]
         base = program.clone()
         own = [find_ffns(s.program)[0] for s in sources]
         kept = {f.path for f in ffns}

@@ -153,7 +153,7 @@ class Cut:
         routed, count = rest.nonzero()[:, 0], how.experts - self.shared
         if points is None or self._idle or not count:
             assigned = torch.randperm(len(routed), generator=generator) % max(count, 1)
-        elif how.partition == "indicator" and not self._idle:
+        elif how.partition == "indicator":
             assigned = by_first_centers(points[routed], score[routed], count)
         else:
             assigned = clusters(points[routed], count, how.seed)

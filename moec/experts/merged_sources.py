@@ -27,11 +27,10 @@ class MergeSource:
     """A model that becomes an expert.
 
     Attributes:
-        name: how its text is called. program: the base's graph with its weights.
+        program: the base's graph with its weights.
         text: inputs to fit on. held_out: inputs that judge.
     """
 
-    name: str
     program: Program
     text: list[Sample]
     held_out: list[Sample]
