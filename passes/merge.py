@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import fx
 
 from moec.errors import MoecError
+from moec.experts.dense_place import own_networks
 from moec.experts.merged_place import MergedPlace, fit_in_order
 from moec.experts.merged_rest import WAYS, Rest, departures, rest_of
 from moec.experts.merged_sources import MergeSource, name_of, open_sources, texts_of
@@ -63,7 +64,7 @@ class Merge(Pass):
         """The form of the mixture; no model is opened."""
         self.check_settings()
         own, copy = context.given_to(self), program.clone()
-        ffns = self._networks(copy, own)
+        ffns = own_networks(copy, own)
         self._rewrite(copy, ffns, [[ffn] * len(self.sources) for ffn in ffns])
         copy.check()
         copy.finish()
@@ -74,7 +75,7 @@ class Merge(Pass):
         fit each other, and what opening the models raises."""
         self.check_settings()
         texts = self._texts(context.require_calibration())
-        ffns = self._networks(program, context)
+        ffns = own_networks(program, context)
         if not ffns:
             return 0
         parts = [texts_of(program, text) for text in texts.values()]
@@ -147,17 +148,6 @@ class Merge(Pass):
             raise self._refuse(what, fix, text.text.file)
 
     # ------------------------------------------------------------------ work
-    def _networks(self, program: Program, context: Context) -> list[Ffn]:
-        """The dense networks that become mixtures: those whose weights are their own."""
-        ffns, misses = find_ffns(program)
-        for miss in misses:
-            context.miss(miss.node, miss.reason)
-        read = [(f.w_in.origin, f.w_out.origin) for f in ffns]
-        for ffn, key in zip(ffns, read, strict=True):
-            if read.count(key) > 1:
-                context.miss(ffn.output, "its weights are used in several places")
-        return [ffn for ffn, key in zip(ffns, read, strict=True) if read.count(key) == 1]
-
     def _rewrite(self, program: Program, ffns: Sequence[Ffn], own: Iterable[Sequence[Ffn]]) -> list[MergedPlace]:
         places = [MergedPlace(program, ffn, same, self.rank) for ffn, same in zip(ffns, own, strict=True)]
         made: dict[fx.Node, fx.Node] = {}
