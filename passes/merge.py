@@ -13,7 +13,7 @@ from moec.errors import MoecError
 from moec.experts.dense_place import own_networks
 from moec.experts.merged_place import MergedPlace, fit_in_order
 from moec.experts.merged_rest import WAYS, Rest, departures, rest_of
-from moec.experts.merged_sources import MergeSource, name_of, open_sources, texts_of
+from moec.experts.merged_sources import HELD_OUT, MergeSource, name_of, open_sources
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.passes import Context, Contract, Pass, Plan, Weights
 from moec.program.program import Program
@@ -78,7 +78,7 @@ class Merge(Pass):
         ffns = own_networks(program, context)
         if not ffns:
             return 0
-        parts = [texts_of(program, text) for text in texts.values()]
+        parts = [text.divided(program.inputs, HELD_OUT, text.text.file) for text in texts.values()]
         for text, (fitted_on, _) in zip(texts.values(), parts, strict=True):
             self._require_tokens(text, fitted_on, ffns)
         programs = open_sources(program, self.sources, str(self))
