@@ -7,18 +7,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from moec.errors import MoecError
 from moec.experts.router_calibration import CalibratedBlock, FitSettings, calibrate
-from moec.pipeline.calibration import BATCH
 from moec.pipeline.passes import Context, Contract, Pass, Plan, Weights
-from moec.program.decoder_signature import text_inputs
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.program.provenance import module_path
-from moec.program.signature import Sample
 from moec.recognition.linear import find_linears
 from moec.recognition.router_place import find_router
 from moec.recognition.router_region import NotARouter
@@ -61,7 +55,7 @@ class CalibrateRouter(Pass):
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Which routers can be worked on; the text decides which of them change."""
-        self._check()
+        self.check_settings()
         own = context.given_to(self)
         blocks = self._blocks(program, self._untouched(program, own), own)
         return Plan(str(self), 0, len(blocks), program.clone(), tuple(own.misses))
@@ -69,8 +63,8 @@ class CalibrateRouter(Pass):
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of routers that were changed. Raises M203 on settings that are invalid or fit no block,
         without a calibration text of two windows, and when no pass before this one made weights coarser."""
-        self._check()
-        training, held_out = self._texts(program, context.require_calibration().windows())
+        self.check_settings()
+        training, held_out = context.require_calibration().divided(program.inputs, _HELD_OUT, str(self))
         untouched = self._untouched(program, context)
         blocks = self._blocks(program, untouched, context)
         calibrate(program, untouched, blocks, training, held_out, FitSettings(self.top, self.ridge, self.floor))
@@ -78,7 +72,7 @@ class CalibrateRouter(Pass):
         return sum(self._settle(program, context, b) for b in blocks)
 
     # ------------------------------------------------------------------ what is given
-    def _check(self) -> None:
+    def check_settings(self) -> None:
         positive = (
             isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool) and 0 < self.ridge < math.inf
         )
@@ -89,17 +83,6 @@ class CalibrateRouter(Pass):
         ):
             if not possible:
                 raise MoecError("M203", f"{name}={getattr(self, name)!r} is not possible", str(self), _USUAL[name])
-
-    def _texts(self, program: Program, windows: Tensor) -> tuple[list[Sample], list[Sample]]:
-        """The inputs to fit on, and the held-out ones that judge the fit."""
-        if len(windows) < 2:
-            what = "the calibration text is one window, and a fit needs another to be judged by"
-            raise MoecError("M203", what, str(self), "give a longer text, or more of it with --calibration-tokens")
-        start = len(windows) - max(1, len(windows) // _HELD_OUT)
-        training, held_out = (torch.split(part, BATCH) for part in (windows[:start], windows[start:]))  # type: ignore[no-untyped-call]
-        return [text_inputs(program.inputs, ids) for ids in training], [
-            text_inputs(program.inputs, ids) for ids in held_out
-        ]
 
     def _untouched(self, program: Program, context: Context) -> Program:
         assert context.unquantized is not None  # `needs_weights`

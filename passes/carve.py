@@ -3,7 +3,6 @@ training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,6 +13,7 @@ from moec.experts.carved_effect import cost_curves
 from moec.experts.carved_place import CarvedPlace, Place, carve_in_order, require_tokens, why_not_analytical
 from moec.experts.carved_router import ROUTERS
 from moec.experts.carving import Carving
+from moec.experts.dense_place import own_networks
 from moec.experts.finer_place import FinerPlace
 from moec.experts.neuron_groups import PARTITIONS
 from moec.experts.spread import spread
@@ -22,7 +22,7 @@ from moec.pipeline.passes import Context, Contract, Pass, Plan, Weights
 from moec.program.decoder_signature import LOGITS
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
-from moec.recognition.ffn import Ffn, find_ffns
+from moec.recognition.ffn import Ffn
 
 _FITTED = 0.5  # of its cost that a network keeps when its last matrix is fitted anew; 0.4 to 0.7 were measured
 _STEP = 1 / 32  # of the experts, by which less is given up until a budget is kept
@@ -98,10 +98,9 @@ class Carve(Pass):
         """Returns the number of networks that were cut. Raises M203 on settings that fit no network, and for a text
         that is too short."""
         self.check_settings()
-        ffns, misses = find_ffns(program)
-        for miss in misses:
-            context.miss(miss.node, miss.reason)
-        ffns = [ffn for ffn in ffns if self._is_alone(ffn, ffns, context)]
+        ffns = own_networks(program, context)
+        for ffn in ffns:
+            self._check_network(ffn)
         batches = list(context.require_calibration().batches(program.inputs)) if self.needs_calibration() else []
         seed = context.seed + self.seed
         counts = self._counts(program, ffns, batches, seed, context)
@@ -139,8 +138,8 @@ class Carve(Pass):
     def _is_share(self) -> bool:
         return isinstance(self.active, float)
 
-    def _refuse(self, what: str, fix: str, where: str = "") -> MoecError:
-        return MoecError("M203", what, where or str(self), fix)
+    def _refuse(self, what: str, fix: str) -> MoecError:
+        return MoecError("M203", what, str(self), fix)
 
     def check_settings(self) -> None:
         shared = self.shared or 0
@@ -162,11 +161,8 @@ class Carve(Pass):
     def check_calibration(self, calibration: Calibration) -> None:
         require_tokens(calibration.windows().numel(), self.experts, calibration.text.file)
 
-    def _is_alone(self, ffn: Ffn, ffns: Sequence[Ffn], context: Context) -> bool:
-        """Whether a network can be cut by itself; raises M203 for a width that does not divide."""
-        if sum((f.w_in.origin, f.w_out.origin) == (ffn.w_in.origin, ffn.w_out.origin) for f in ffns) > 1:
-            context.miss(ffn.output, "its weights are used in several places")
-            return False
+    def _check_network(self, ffn: Ffn) -> None:
+        """Raise M203 for a width that does not divide, and for a router that cannot be written."""
         if ffn.intermediate % self.experts:
             near = [n for n in range(2, ffn.intermediate + 1) if ffn.intermediate % n == 0]
             near = sorted(sorted(near, key=lambda n: abs(n - self.experts))[:2])
@@ -174,7 +170,6 @@ class Carve(Pass):
             raise self._refuse(what, f"use {' or '.join(f'experts={n}' for n in near)}")
         if self.router == "analytical" and (why := why_not_analytical(ffn)):
             raise MoecError("M203", f"router=analytical cannot be written: {why}", ffn.path, "use router=ridge")
-        return True
 
     def _mixtures(self, program: Program, context: Context, seed: int) -> list[Place]:
         """The mixtures whose experts are cut, each expert alike: a share is not spread over them."""

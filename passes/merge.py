@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from torch import fx
 
 from moec.errors import MoecError
+from moec.experts.dense_place import own_networks
 from moec.experts.merged_place import MergedPlace, fit_in_order
 from moec.experts.merged_rest import WAYS, Rest, departures, rest_of
-from moec.experts.merged_sources import MergeSource, name_of, open_sources, texts_of
+from moec.experts.merged_sources import HELD_OUT, MergeSource, name_of, open_sources
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.passes import Context, Contract, Pass, Plan, Weights
 from moec.program.program import Program
@@ -61,9 +62,9 @@ class Merge(Pass):
 
     def plan(self, program: Program, context: Context) -> Plan:
         """The form of the mixture; no model is opened."""
-        self._check()
+        self.check_settings()
         own, copy = context.given_to(self), program.clone()
-        ffns = self._networks(copy, own)
+        ffns = own_networks(copy, own)
         self._rewrite(copy, ffns, [[ffn] * len(self.sources) for ffn in ffns])
         copy.check()
         copy.finish()
@@ -72,16 +73,16 @@ class Merge(Pass):
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of networks that became mixtures. Raises M203 on settings, models and texts that do not
         fit each other, and what opening the models raises."""
-        self._check()
+        self.check_settings()
         texts = self._texts(context.require_calibration())
-        ffns = self._networks(program, context)
+        ffns = own_networks(program, context)
         if not ffns:
             return 0
-        parts = [texts_of(program, text) for text in texts.values()]
+        parts = [text.divided(program.inputs, HELD_OUT, text.text.file) for text in texts.values()]
         for text, (fitted_on, _) in zip(texts.values(), parts, strict=True):
             self._require_tokens(text, fitted_on, ffns)
         programs = open_sources(program, self.sources, str(self))
-        sources = [MergeSource(n, p, *t) for n, p, t in zip(texts, programs, parts, strict=True)]
+        sources = [MergeSource(p, *t) for p, t in zip(programs, parts, strict=True)]
         base = program.clone()
         own = [find_ffns(s.program)[0] for s in sources]
         kept = {f.path for f in ffns}
@@ -101,7 +102,7 @@ class Merge(Pass):
     def _refuse(self, what: str, fix: str, where: str = "") -> MoecError:
         return MoecError("M203", what, where or str(self), fix)
 
-    def _check(self) -> None:
+    def check_settings(self) -> None:
         names = [name_of(model) for model in self.sources]
         twice = next((n for n in names if names.count(n) > 1), "")
         if len(names) < 2 or isinstance(self.sources, str):
@@ -120,6 +121,9 @@ class Merge(Pass):
             )
         if not 0 < self.ridge < math.inf:
             raise self._refuse(f"ridge={self.ridge} is not possible", "a number above 0; 0.001 is usual")
+
+    def check_calibration(self, calibration: Calibration) -> None:
+        self._texts(calibration)
 
     def _texts(self, calibration: Calibration) -> dict[str, Calibration]:
         """The text of each model, in their order. Raises M203 where one has none, or a text belongs to none."""
@@ -144,17 +148,6 @@ class Merge(Pass):
             raise self._refuse(what, fix, text.text.file)
 
     # ------------------------------------------------------------------ work
-    def _networks(self, program: Program, context: Context) -> list[Ffn]:
-        """The dense networks that become mixtures: those whose weights are their own."""
-        ffns, misses = find_ffns(program)
-        for miss in misses:
-            context.miss(miss.node, miss.reason)
-        read = [(f.w_in.origin, f.w_out.origin) for f in ffns]
-        for ffn, key in zip(ffns, read, strict=True):
-            if read.count(key) > 1:
-                context.miss(ffn.output, "its weights are used in several places")
-        return [ffn for ffn, key in zip(ffns, read, strict=True) if read.count(key) == 1]
-
     def _rewrite(self, program: Program, ffns: Sequence[Ffn], own: Iterable[Sequence[Ffn]]) -> list[MergedPlace]:
         places = [MergedPlace(program, ffn, same, self.rank) for ffn, same in zip(ffns, own, strict=True)]
         made: dict[fx.Node, fx.Node] = {}
@@ -172,6 +165,6 @@ class Merge(Pass):
         made = {way: rest_of(base, sources, outside, way) for way in WAYS}
         kept = [{n: s.program.weights[n] for n in inside} for s in sources]
         whole = {way: {n: base.weights[n] for n in outside} | rest for way, rest in made.items()}
-        found = {way: departures(rest, sources, kept) for way, rest in whole.items()}
+        found = departures(whole, sources, kept)
         best = min(found, key=lambda way: sum(found[way]))
         return made[best], {"way": best, "departures": found}

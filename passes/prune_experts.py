@@ -65,7 +65,7 @@ class PruneExperts(Pass):
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of blocks that were cut. Raises M203 on settings that are invalid or leave a router too
         few experts, where a router was not recognised, and when the text never reached an expert that would stay."""
-        self._check()
+        self.check_settings()
         blocks = [_Group(group) for group in together(self._moe_blocks(program, context))]
         self._measure(program, context, blocks)
         before = _size_bytes(program)
@@ -92,7 +92,7 @@ class PruneExperts(Pass):
             f"none of its experts can be left out: {reason}", where, "leave prune-experts out for this model"
         )
 
-    def _check(self) -> None:
+    def check_settings(self) -> None:
         if isinstance(self.keep, bool) or not isinstance(self.keep, int | float) or not 0 < self.keep <= 1:
             raise self._refuse(
                 f"keep={self.keep} is no share of the experts",

@@ -10,10 +10,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
 from moec.dialect import Routing
 from moec.errors import MoecError
+from moec.execution.divergence import apart, divergence
 from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.experts.cut import MoeBlock, find_block
 from moec.experts.fewer import Fewer, fewer, with_fewer
@@ -63,7 +63,6 @@ class SetTopK(Pass):
 
     def plan(self, program: Program, context: Context) -> Plan:
         """With a share the text decides which layers change."""
-        self._check()
         if isinstance(self.top_k, float):
             return Plan(str(self), 0, len(moe_nodes(program)), program.clone())
         return super().plan(program, context)
@@ -75,7 +74,6 @@ class SetTopK(Pass):
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of blocks that changed. Raises M203 for a number that a block does not have, for routing
         inside one operator already, and for a router that was not recognised."""
-        self._check()
         blocks = self._blocks(program, context)
         batches = list(context.require_calibration().batches(program.inputs)) if self.needs_calibration() else []
         counts = self._counts(program, blocks, batches)
@@ -112,7 +110,7 @@ class SetTopK(Pass):
         whole, *tried = (_said(program, batches[:1], rules, found) for found in ({}, first, second))
         return min((first, second), key=lambda found: _apart(whole, tried[found is second]))
 
-    def _check(self) -> None:
+    def check_settings(self) -> None:
         share = isinstance(self.top_k, float)
         if not (0 < self.top_k < 1 if share else type(self.top_k) is int and self.top_k >= 1):
             what = f"top_k={self.top_k} is no number of experts"
@@ -211,13 +209,12 @@ def _said(
 
 
 def _apart(whole: list[dict[str, Tensor]], found: list[dict[str, Tensor]]) -> float:
-    """How far outputs are from others: the divergence of the next token where there are logits, else of the square."""
+    """How far outputs are from others: the divergence of the next token where there are logits, summed over tokens,
+    else the squared error of each floating-point output in units of its square, summed."""
     pairs = [(w[name].float(), f[name].float()) for w, f in zip(whole, found, strict=True) for name in _judged(w)]
     if LOGITS in whole[0]:
-        return sum(
-            float(F.kl_div(f.log_softmax(-1), w.log_softmax(-1), reduction="sum", log_target=True)) for w, f in pairs
-        )
-    return sum(float((w - f).square().sum() / w.square().sum().clamp(min=1e-30)) for w, f in pairs)
+        return sum(float(divergence(w.log_softmax(-1), f.log_softmax(-1)).sum()) for w, f in pairs)
+    return sum(apart(w, f, logits=False) for w, f in pairs)
 
 
 def _judged(outputs: dict[str, Tensor]) -> list[str]:

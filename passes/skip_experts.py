@@ -52,7 +52,7 @@ class SkipExperts(Pass):
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of blocks. Raises M203 when alpha means nothing, without sequences among the inputs, and
         naming the block where weights of 0 would not leave its experts out."""
-        self._check()
+        self.check_settings()
         blocks = moe_nodes(program)
         if not blocks:
             return 0
@@ -66,7 +66,7 @@ class SkipExperts(Pass):
         context.facts["alpha"] = self.alpha
         return len(blocks)
 
-    def _check(self) -> None:
+    def check_settings(self) -> None:
         if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float) or not 0 <= self.alpha <= 1:
             raise MoecError(
                 "M203",

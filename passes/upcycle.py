@@ -60,7 +60,7 @@ class Upcycle(Pass):
 
     def apply(self, program: Program, context: Context) -> int:
         """Rewrite the chosen FFNs; raises M203 on a configuration that is not exact for this model."""
-        self._check()
+        self.check_settings()
         ffns, misses = find_ffns(program)
         for miss in misses:
             context.miss(miss.node, miss.reason)
@@ -80,7 +80,7 @@ class Upcycle(Pass):
     def _refuse(self, what: str, fix: str) -> MoecError:
         return MoecError("M203", what, str(self), fix)
 
-    def _check(self) -> None:
+    def check_settings(self) -> None:
         e, g, t = self.experts, self.granularity, self.top_k
         if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in (e, g, t)):
             raise self._refuse(

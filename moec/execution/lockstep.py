@@ -8,7 +8,7 @@ still needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -126,6 +126,11 @@ def _compute(calls: OperatorCalls, runs: list[_OneInput]) -> None:
     for run, args, named in zip(runs, calls.inputs, calls.named, strict=True):
         lent = tuple(cached.setdefault(id(a), with_block_cache(a)) if isinstance(a, Weight) else a for a in args)
         run.keep(calls.node, run.call_function(run.here[calls.node.name].target, lent, named))
+
+
+def joined(values: Sequence[Tensor]) -> Tensor:
+    """Rows of several inputs' values `[…, H]` below each other, `[T, H]`."""
+    return torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
 
 
 def with_block_cache(weight: Weight) -> Weight:

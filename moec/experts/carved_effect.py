@@ -3,15 +3,17 @@ end."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
 
-from moec.execution.lockstep import OperatorCalls, run_in_lockstep
-from moec.experts.carved_place import dense_of, finite, joined
-from moec.experts.carving import Carving, Cut
+from moec.execution.divergence import apart
+from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
+from moec.experts.carved_place import dense_of, finite
+from moec.experts.carving import Carving, Cut, NotFiniteError
 from moec.program.decoder_signature import LOGITS
 from moec.program.program import Program
 from moec.recognition.ffn import Ffn
@@ -51,7 +53,7 @@ def _errors(
         with torch.inference_mode(False), finite(ffn):
             x, dense = joined(values).clone(), dense_of(ffn)
             cut = Cut(dense, x, replace(how, shared=how.candidates()[0]))
-            found[ffn.output] = cut.curve(), cut.slip(x[: len(joined(values[:1]))], how.active)
+            found[ffn.output] = cut.curve(), cut.slip(x[: values[0].numel() // values[0].shape[-1]], how.active)
 
     run_in_lockstep(program, batches, visit)
     return [found[ffn.output][0] for ffn in ffns], [found[ffn.output][1] for ffn in ffns]
@@ -61,7 +63,7 @@ def _effects(
     program: Program, ffns: Sequence[Ffn], batch: Mapping[str, Tensor], slips: Sequence[Tensor]
 ) -> list[float]:
     """What each network's slip changes at the end: the model runs once for each of them, and once without, side by
-    side."""
+    side. Raises M203 where that is not finite."""
     readers: dict[fx.Node, list[tuple[int, int]]] = {}
     for k, ffn in enumerate(ffns):
         for user in ffn.output.users:
@@ -77,12 +79,9 @@ def _effects(
     *changed, whole = run_in_lockstep(program, [batch] * (len(ffns) + 1), visit)
     names = list(program.outputs)
     at = names.index(LOGITS) if LOGITS in names else 0
-    return [_distance(whole[at], other[at], LOGITS in names) for other in changed]
-
-
-def _distance(whole: Tensor, other: Tensor, logits: bool) -> float:
-    whole, other = whole.double(), other.double()
-    if not logits:
-        return float((other - whole).square().sum() / whole.square().sum().clamp(min=_TINY))
-    said, says = whole.log_softmax(-1), other.log_softmax(-1)
-    return max(0.0, float((said.exp() * (said - says)).sum(-1).mean()))
+    found = [apart(whole[at], other[at], LOGITS in names) for other in changed]
+    for ffn, effect in zip(ffns, found, strict=True):
+        with finite(ffn):
+            if not math.isfinite(effect):
+                raise NotFiniteError("what the model says is not finite when a part of its neurons is left out there")
+    return found

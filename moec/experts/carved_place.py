@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from moec.dialect import Activation, Routing
 from moec.errors import MoecError
-from moec.execution.lockstep import OperatorCalls, run_in_lockstep
+from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
 from moec.experts.carved_weights import carved_weights, placeholders
 from moec.experts.carving import Carved, Carving, NotFiniteError, cut
 from moec.experts.dense_network import Dense
@@ -186,11 +186,6 @@ def why_not_analytical(ffn: Ffn) -> str:
     if rule == Activation(rule.name, rule.gated) and rule.name in _PLAIN:
         return ""
     return f"its activation is none of {', '.join(_PLAIN)} in its plain form"
-
-
-def joined(values: Sequence[Tensor]) -> Tensor:
-    """Rows of several inputs below each other, `[T, H]`."""
-    return torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
 
 
 @contextmanager

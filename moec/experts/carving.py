@@ -153,7 +153,7 @@ class Cut:
         routed, count = rest.nonzero()[:, 0], how.experts - self.shared
         if points is None or self._idle or not count:
             assigned = torch.randperm(len(routed), generator=generator) % max(count, 1)
-        elif how.partition == "indicator" and not self._idle:
+        elif how.partition == "indicator":
             assigned = by_first_centers(points[routed], score[routed], count)
         else:
             assigned = clusters(points[routed], count, how.seed)
@@ -205,18 +205,23 @@ class Cut:
 
     @cached_property
     def _held_out(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the text that judges: hidden values `[T, I]`, logits and the experts' true norms `[T, E]`."""
+        """Of the text that judges: hidden values `[T, I]`, the dense outputs `[T, H]` and logits `[T, E]`."""
         hidden = self.dense.hidden(self._judged)
-        norms = contributions(hidden, self.dense.w_out, self.groups)
+        return hidden, self._outputs(hidden), self.router(self._judged)
+
+    @cached_property
+    def _norms(self) -> Tensor:
+        """Of the text that judges, what experts truly add, as norms `[T, E]`; infinite for shared ones."""
+        norms = contributions(self._held_out[0], self.dense.w_out, self.groups)
         norms[:, : self.shared] = float("inf")
-        return hidden, self.router(self._judged), norms
+        return norms
 
     def _errors(self, active: int, output: Output) -> Errors:
-        hidden, logits, norms = self._held_out
-        whole = float(self._outputs(hidden).square().sum()) or 1.0
-        chosen, ideal = best_experts(logits, active), best_experts(norms, active)
+        hidden, wanted, logits = self._held_out
+        whole = float(wanted.square().sum()) or 1.0
+        chosen, ideal = best_experts(logits, active), best_experts(self._norms, active)
         loads = chosen[:, self.shared :].sum(0).float()
-        carved, oracle = (self._lost(hidden, c, output) / whole for c in (chosen, ideal))
+        carved, oracle = (self._lost(wanted, hidden, c, output) / whole for c in (chosen, ideal))
         return Errors(
             carved,
             float(self._outputs(self._without(hidden, active)).square().sum()) / whole,
@@ -224,9 +229,9 @@ class Cut:
             float(loads.max() / loads.mean().clamp(min=1e-9)) if len(loads) else 1.0,
         )
 
-    def _lost(self, hidden: Tensor, chosen: Tensor, output: Output) -> float:
-        """The squared difference from the dense network, summed."""
-        return float((self._outputs(hidden) - output(hidden, chosen, self.owner)).square().sum())
+    def _lost(self, wanted: Tensor, hidden: Tensor, chosen: Tensor, output: Output) -> float:
+        """The squared difference from the dense network's outputs, summed."""
+        return float((wanted - output(hidden, chosen, self.owner)).square().sum())
 
     def _without(self, hidden: Tensor, active: int) -> Tensor:
         """Hidden values of neurons that static pruning drops, less their means; 0 for those that it keeps."""
@@ -249,12 +254,12 @@ class Cut:
     def curve(self) -> Tensor:
         """The squared error summed over the text that judges, for 1, 2, … E experts a token, `[E]`, without means and
         with the old last matrix."""
-        hidden, logits, _ = self._held_out
+        hidden, wanted, logits = self._held_out
         ranks = logits.argsort(dim=1, descending=True)
         found, left = [], torch.zeros_like(logits, dtype=torch.bool)
         for k in range(self.how.experts):
             left.scatter_(1, ranks[:, k : k + 1], True)
-            found.append(float((self._outputs(hidden) - self._plain(hidden, left)).square().sum()))
+            found.append(float((wanted - self._plain(hidden, left)).square().sum()))
         return torch.tensor(found)
 
 

@@ -1,8 +1,9 @@
-"""A dense feed-forward network's place in a graph, taken by a router and experts that weigh their outputs."""
+"""Dense feed-forward networks' places in a graph, and what takes one: a router, and experts that it weighs."""
 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,11 +11,25 @@ import torch
 from torch import fx
 
 from moec.dialect import Routing
+from moec.pipeline.passes import Context
 from moec.program.program import Program
 from moec.program.rewriting import call_like
-from moec.recognition.ffn import Ffn
+from moec.recognition.ffn import Ffn, find_ffns
 
 aten, ops = torch.ops.aten, torch.ops.moec
+
+
+def own_networks(program: Program, context: Context) -> list[Ffn]:
+    """The dense networks whose weights are their own, in graph order; `context.miss` says why others, and what looks
+    like a network, are left alone."""
+    ffns, misses = find_ffns(program)
+    for miss in misses:
+        context.miss(miss.node, miss.reason)
+    read = Counter((ffn.w_in.origin, ffn.w_out.origin) for ffn in ffns)
+    for ffn in ffns:
+        if read[ffn.w_in.origin, ffn.w_out.origin] > 1:
+            context.miss(ffn.output, "its weights are used in several places")
+    return [ffn for ffn in ffns if read[ffn.w_in.origin, ffn.w_out.origin] == 1]
 
 
 def put_experts(

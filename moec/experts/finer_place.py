@@ -4,7 +4,6 @@ router of each chosen expert its parts."""
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from moec.dialect import Routing
-from moec.execution.lockstep import OperatorCalls
-from moec.experts.carved_place import TOKENS_AN_EXPERT, dense_of, drawn, finite, joined, require_tokens
+from moec.execution.lockstep import OperatorCalls, joined
+from moec.experts.carved_place import TOKENS_AN_EXPERT, dense_of, drawn, finite, require_tokens
 from moec.experts.carved_weights import carved_weights, placeholders
 from moec.experts.carving import Carved, Carving, cut
 from moec.program.moe_call import MoeCall
@@ -43,7 +42,6 @@ class FinerPlace:
         call = MoeCall(node)
         held = {name: constant(program, a) for name, a in call.expert_tensors().items()}
         self.experts = [_expert(node, call, held, f"{self.path}.{e}", e) for e in range(call.experts)]
-        self.untouched = 0
 
     @property
     def end(self) -> fx.Node:
@@ -104,7 +102,7 @@ class FinerPlace:
         """See which experts tokens go to, and then, at the router of the parts, what the tokens are; cut all experts by
         that. Called for every operator before it is computed. Raises M203 for a text of which no expert gets enough."""
         if calls.node is self._ids:
-            self._seen = torch.cat([v.reshape(-1, v.shape[-1]) for v in calls.values(0)])
+            self._seen = joined(calls.values(0))
         elif calls.node is self.first:
             most = int(self._seen.flatten().bincount().max())
             require_tokens(most, self.how.experts, f"the busiest expert of {self.path}")
@@ -131,7 +129,7 @@ class FinerPlace:
             b_out = new["experts.b_out"]
             value = (b_out.load().float() + share).to(b_out.dtype)
             made.append({**new, "experts.b_out": weights.from_tensor(value, f"parts of {b_out.origin}")})
-        self._counts, self.untouched = counts, counts.count(0)
+        self._counts = counts
         for name, entered in self.names.items():
             self.program.weights[entered] = weights.concat([m[name] for m in made], 0)
 
@@ -152,7 +150,8 @@ class FinerPlace:
             return found
         parts = list(zip(self._parts, self._counts, strict=True))
         mean = {n: sum(c * getattr(p.errors, n) for p, c in parts) / total for n in ("carved", "static", "oracle")}
-        return {**found, "shared": min(p.shared for p, c in parts if c), **mean, "experts without text": self.untouched}
+        shared = min(p.shared for p, c in parts if c)
+        return {**found, "shared": shared, **mean, "experts without text": self._counts.count(0)}
 
 
 def _expert(node: fx.Node, call: MoeCall, held: dict[str, Weight | None], path: str, e: int) -> Ffn:
@@ -161,9 +160,3 @@ def _expert(node: fx.Node, call: MoeCall, held: dict[str, Weight | None], path: 
     w_in, w_out = own["w_in"], own["w_out"]
     assert w_in is not None and w_out is not None
     return Ffn(node, node, w_in, own.get("b_in"), w_out, own.get("b_out"), call.activation, path, frozenset())
-
-
-def mixtures_of(program: Program, nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """The nodes whose experts no other node reads."""
-    names = {node: str(MoeCall(node).w_in) for node in nodes}
-    return [node for node in nodes if list(names.values()).count(names[node]) == 1]

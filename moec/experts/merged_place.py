@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from moec.dialect import Routing
-from moec.execution.lockstep import OperatorCalls, run_in_lockstep
+from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
 from moec.experts.dense_place import put_experts
 from moec.experts.merged_router import MergedRouter, fit_router
-from moec.experts.merged_sources import MergeSource, joined
+from moec.experts.merged_sources import MergeSource
 from moec.program.program import Program
 from moec.recognition.ffn import Ffn
 from moec.weights import lazy as weights

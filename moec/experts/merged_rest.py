@@ -7,20 +7,19 @@ text, in closed form; norms and biases are averaged. Weights that are equal in a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
-from moec.execution.lockstep import OperatorCalls, run_in_lockstep
+from moec.execution.divergence import apart
+from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
 from moec.execution.streaming import StreamingEngine
-from moec.experts.merged_sources import MergeSource, joined
+from moec.experts.merged_sources import MergeSource
 from moec.program.decoder_signature import LOGITS
 from moec.program.program import Program
-from moec.program.signature import Sample
 from moec.recognition.linear import find_linears
 from moec.weights import lazy as weights
 from moec.weights.difference import first_difference
@@ -156,28 +155,37 @@ def _counted(counts: Sequence[Tensor], own: Sequence[Tensor]) -> Tensor:
 
 
 # ---------------------------------------------------------------------- which is better
-def departures(rest: Rest, sources: Sequence[MergeSource], own: Sequence[Rest]) -> list[float]:
+def departures(ways: Mapping[str, Rest], sources: Sequence[MergeSource], own: Sequence[Rest]) -> dict[str, list[float]]:
     """How far each model is from itself with another rest, its own networks kept, on its held-out text: the mean KL
     divergence of a language model in nats a token, of any other the squared error of its first output in units of its
     mean square.
 
     Args:
-        own: for each source, its weights inside of networks, which stay.
+        ways: the rests by name. own: for each source, its weights inside of networks, which stay.
+
+    Returns:
+        For each way a number a source.
     """
-    found = []
+    found: dict[str, list[float]] = {way: [] for way in ways}
     for source, kept in zip(sources, own, strict=True):
-        other = source.program.clone()
-        other.weights.update(rest)
-        other.weights.update(kept)
-        first, second = StreamingEngine(source.program), StreamingEngine(other)
-        parts = [_apart(first.run(sample), second.run(sample)) for sample in source.held_out]
-        found.append(sum(parts) / len(parts))
+        for way, figure in _from_itself(source, {way: {**rest, **kept} for way, rest in ways.items()}).items():
+            found[way].append(figure)
     return found
 
 
-def _apart(wanted: Sample, got: Sample) -> float:
-    if LOGITS in wanted:
-        one, other = (F.log_softmax(values[LOGITS].double(), -1) for values in (wanted, got))
-        return float((one.exp() * (one - other)).sum(-1).mean())
-    one, other = (next(iter(values.values())).double() for values in (wanted, got))
-    return float((one - other).square().sum() / one.square().sum().clamp(min=1e-30))
+def _from_itself(source: MergeSource, ways: Mapping[str, Rest]) -> dict[str, float]:
+    """How far one model is from itself with other weights, by the names of these."""
+    itself, others = StreamingEngine(source.program), {way: _with(source.program, own) for way, own in ways.items()}
+    totals = dict.fromkeys(ways, 0.0)
+    for sample in source.held_out:
+        wanted = itself.run(sample)
+        name = LOGITS if LOGITS in wanted else next(iter(wanted))
+        for way, other in others.items():
+            totals[way] += apart(wanted[name], other.run(sample)[name], name == LOGITS)
+    return {way: total / len(source.held_out) for way, total in totals.items()}
+
+
+def _with(program: Program, own: Rest) -> StreamingEngine:
+    other = program.clone()
+    other.weights.update(own)
+    return StreamingEngine(other)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_RIDGE = 1e-3  # of the mean squared activation
 _STEPS = 60
 _RANGE = (1e-2, 1e4)  # of the factor
 
@@ -41,7 +40,7 @@ class MergedRouter:
         return float(self.confusion.diagonal().mean())
 
 
-def fit_router(texts: Sequence[Tensor], held_out: Sequence[Tensor], ridge: float = _RIDGE) -> MergedRouter:
+def fit_router(texts: Sequence[Tensor], held_out: Sequence[Tensor], ridge: float) -> MergedRouter:
     """The router for experts in the order of their texts.
 
     Args:

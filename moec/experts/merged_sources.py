@@ -6,13 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from moec.errors import MoecError
 from moec.frontend.source import Source
-from moec.pipeline.calibration import BATCH, Calibration
-from moec.program.decoder_signature import text_inputs
 from moec.program.program import Program
 from moec.program.signature import Sample
 from moec.weights.difference import first_difference
@@ -28,11 +23,10 @@ class MergeSource:
     """A model that becomes an expert.
 
     Attributes:
-        name: how its text is called. program: the base's graph with its weights.
+        program: the base's graph with its weights.
         text: inputs to fit on. held_out: inputs that judge.
     """
 
-    name: str
     program: Program
     text: list[Sample]
     held_out: list[Sample]
@@ -65,18 +59,6 @@ def open_sources(base: Program, models: Sequence[str], by: str) -> list[Program]
         _require_same_form(base, other, model)
         found.append(_with_weights(base, other, name_of(model)))
     return found
-
-
-def texts_of(base: Program, text: Calibration) -> tuple[list[Sample], list[Sample]]:
-    """A text as inputs to fit on, and as others that judge. Raises M203 for a text of one window."""
-    windows = text.windows()
-    if len(windows) < 2:
-        what = "the calibration text is one window, and a fit needs another to be judged by"
-        raise MoecError("M203", what, text.text.file, "give a longer text, or more of it with --calibration-tokens")
-    start = len(windows) - max(1, len(windows) // HELD_OUT)
-    parts = ([*torch.split(part, BATCH)] for part in (windows[:start], windows[start:]))  # type: ignore[no-untyped-call]
-    first, second = (list[Sample](text_inputs(base.inputs, ids) for ids in part) for part in parts)
-    return first, second
 
 
 def _with_weights(base: Program, other: Program, name: str) -> Program:
@@ -124,8 +106,3 @@ def _texts(tokenizer: object, base: Source) -> list[str]:
     high = domain.high if domain else 0
     step = max(1, high // _PROBED)
     return [tokenizer.decode([token]) for token in range(0, high, step)]  # type: ignore[attr-defined]
-
-
-def joined(values: Sequence[Tensor]) -> Tensor:
-    """Values of several inputs as rows `[T, H]`."""
-    return torch.cat([value.reshape(-1, value.shape[-1]) for value in values])

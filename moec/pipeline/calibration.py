@@ -11,7 +11,7 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.pipeline.calibration_text import CalibrationText
 from moec.program.decoder_signature import text_inputs
-from moec.program.signature import Input
+from moec.program.signature import Input, Sample
 
 BATCH = 4  # windows that run together
 
@@ -56,5 +56,19 @@ class Calibration:
 
     def batches(self, inputs: tuple[Input, ...]) -> Iterator[dict[str, Tensor]]:
         """The windows as inputs of a language model, `BATCH` at a time."""
-        for ids in torch.split(self.windows(), BATCH):  # type: ignore[no-untyped-call]
-            yield text_inputs(inputs, ids)
+        yield from _batches(self.windows(), inputs)
+
+    def divided(self, inputs: tuple[Input, ...], one_in: int, where: str) -> tuple[list[Sample], list[Sample]]:
+        """The windows as inputs to fit on, and as others that judge the fit: one in so many, at least one, the last
+        ones. `where` is for the error. Raises M203 for a text of one window."""
+        windows = self.windows()
+        if len(windows) < 2:
+            what = "the calibration text is one window, and a fit needs another to be judged by"
+            raise MoecError("M203", what, where, "give a longer text, or more of it with --calibration-tokens")
+        start = len(windows) - max(1, len(windows) // one_in)
+        return [*_batches(windows[:start], inputs)], [*_batches(windows[start:], inputs)]
+
+
+def _batches(windows: Tensor, inputs: tuple[Input, ...]) -> Iterator[Sample]:
+    for ids in torch.split(windows, BATCH):  # type: ignore[no-untyped-call]
+        yield text_inputs(inputs, ids)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from moec.execution.choices import choice
+from moec.execution.divergence import divergence
 from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.program.decoder_signature import LOGITS, text_inputs
 from moec.program.dialect_call import in_order, position
@@ -24,7 +25,6 @@ from moec.program.moe_call import EXPERTS, MOE, MoeCall, moe_nodes
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.program.signature import Sample
-from moec.proof.divergence import divergence
 from moec.recognition.linear import value_of
 
 aten, ops = torch.ops.aten, torch.ops.moec

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
+from moec.execution.divergence import divergence
 from moec.execution.engine import Engine
 from moec.execution.generation import generate, is_decoder
 from moec.frontend.source import Source
@@ -23,7 +24,6 @@ from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, cache_inputs
 from moec.program.program import Input, Program
 from moec.proof.budgets import Budget
 from moec.proof.digits import at_most
-from moec.proof.divergence import divergence
 from moec.shown import figure_of
 
 TEXTS, PROMPT, CONTINUED = 8, 4, 24

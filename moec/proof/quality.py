@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
+from moec.execution.divergence import divergence
 from moec.execution.engine import Engine
 from moec.program.decoder_signature import LOGITS, require_text_model, text_inputs
 from moec.proof.agreement import Agreement
 from moec.proof.damage_by_cause import ExpertShift
 from moec.proof.digits import at_most, four_digits
-from moec.proof.divergence import divergence
 from moec.proof.exam import Exam
 from moec.shown import figure_of
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moec.compiler.open import open_source
-from moec.execution.lockstep import OperatorCalls, run_in_lockstep
+from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
 from moec.execution.streaming import StreamingEngine
 from moec.program.decoder_signature import text_inputs
 from moec.program.moe_call import moe_nodes
@@ -67,3 +67,8 @@ def test_it_ends_where_it_should(mixtral: Path) -> None:
     first = moe_nodes(program)[0]
     assert run_in_lockstep(program, samples, lambda calls: seen.append(calls.node.name), until=first) == []
     assert seen[-1] == first.name
+
+
+def test_rows_of_all_inputs_stand_below_each_other_in_order() -> None:
+    rows = torch.arange(24.0).view(8, 3)
+    assert torch.equal(joined([rows[:6].view(2, 3, 3), rows[6:]]), rows)

@@ -153,6 +153,16 @@ def test_models_and_texts_that_do_not_fit_are_refused(models: Path, other: str, 
     assert str(caught.value).count("\n") == 2 and caught.value.code == "M203"
 
 
+def test_settings_and_texts_are_refused_before_any_model_is_opened() -> None:
+    with pytest.raises(MoecError, match="two models at least") as caught:
+        Pipeline((Merge(sources="code"),)).check(calibrated=True)
+    assert caught.value.code == "M203"
+    item = Merge(sources=("nowhere/code", "nowhere/law"))
+    item.check_calibration(TEXTS)
+    with pytest.raises(MoecError, match="names no text of law"):
+        item.check_calibration(texts(code=TEXTS.parts["code"]))
+
+
 def test_it_comes_first(models: Path) -> None:
     with pytest.raises(MoecError, match="put merge first"):
         Pipeline.parse("quantize(bits=8), merge(sources=[code/, law/])").check(calibrated=True)

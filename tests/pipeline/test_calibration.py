@@ -46,6 +46,19 @@ def test_batches_are_inputs_of_the_model(mixtral: Path, tmp_path: Path) -> None:
     assert set(batches[0]) == {i.name for i in source.inputs}
 
 
+@pytest.mark.parametrize(("windows", "fitted_on", "judged"), [(2, 1, 1), (12, 10, 2), (15, 12, 3)])
+def test_the_last_windows_judge_a_fit_on_the_others(windows: int, fitted_on: int, judged: int, mixtral: Path) -> None:
+    inputs = open_source(str(mixtral)).inputs
+    parts = of(8 * windows).divided(inputs, 5, "here")
+    assert [sum(len(batch["input_ids"]) for batch in part) for part in parts] == [fitted_on, judged]
+    assert all(len(batch["input_ids"]) <= BATCH for part in parts for batch in part)
+    rows = torch.cat([batch["input_ids"] for part in parts for batch in part])
+    assert torch.equal(rows.long(), of(8 * windows).windows())
+    with pytest.raises(MoecError, match="one window") as caught:
+        of(8).divided(inputs, 5, "here")
+    assert (caught.value.code, caught.value.where) == ("M203", "here")
+
+
 @pytest.mark.parametrize("tokens", [0, 7])
 def test_a_short_text_is_refused(tokens: int) -> None:
     with pytest.raises(MoecError, match="too few for one window of 8") as caught:
