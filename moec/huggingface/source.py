@@ -20,8 +20,9 @@ from moec.huggingface.account import account_of, read_by, unread_tensors
 from moec.huggingface.capturing import captured
 from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.inputs.asked import Asked
+from moec.huggingface.inputs.calls import expose
 from moec.huggingface.inputs.given import Given
-from moec.huggingface.inputs.signature import Signature, capture_sizes, expose, only_features, part_signature
+from moec.huggingface.inputs.signature import Signature, capture_sizes, only_features, part_signature
 from moec.huggingface.operators.adapters import explain
 from moec.huggingface.operators.capturable import capturable
 from moec.huggingface.origin import Origin
