@@ -78,7 +78,7 @@ class VisionLanguageSource(HuggingFaceSource):
         if self.part == DECODER:
             with explained(self._refusal):
                 caches = cache_signature(capturable(self.origin, torch.float32, False)[0])
-        return seeing_signature(self.origin.template, self.part, self._asked.features(), caches)
+        return seeing_signature(self.origin.template, self.part, self._asked.features, caches)
 
     def reference(self) -> Engine:
         """The untouched model in eager PyTorch and float32, weights loaded; the whole one also for text alone."""
@@ -93,10 +93,13 @@ class VisionLanguageSource(HuggingFaceSource):
     @cached_property
     def _own_parts(self) -> dict[str, VisionLanguageSource]:
         names = () if self.part else VISION_PARTS
-        return {
+        found = {
             part: VisionLanguageSource(self.text, self.origin, True, self._leave_out, self._given, part)
             for part in names
         }
+        for part in found.values():
+            part._asked = self._asked  # whose processor takes long, and says the same to each
+        return found
 
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
         """A part as a Program. Raises M201 for the whole, which is no graph."""
@@ -154,7 +157,7 @@ class VisionLanguageSource(HuggingFaceSource):
 
     @cached_property
     def _account(self) -> Account:
-        whole = self.signature if not self.part else seeing_signature(self.origin.template, "", self._asked.features())
+        whole = self.signature if not self.part else seeing_signature(self.origin.template, "", self._asked.features)
         names = (i.name for i in whole.inputs)
         return account_of(self.origin, names, self._leave_out, self._asked.otherwise(whole), whole.fixed)
 

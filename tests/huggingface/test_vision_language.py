@@ -12,6 +12,8 @@ import moec
 from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.frontend.source import Source
+from moec.huggingface.inputs import asked
+from moec.huggingface.inputs.processor import prepared
 from moec.huggingface.source import HuggingFaceSource
 from moec.huggingface.vision_language import VisionLanguageSource
 from tests import vision_language
@@ -37,6 +39,14 @@ def test_every_input_is_kept_or_named_with_its_reason(seeing: Path) -> None:
     lines = source.account().lines()
     assert "inputs input_ids, attention_mask, pixel_values;" in lines[0]
     assert "left out: input image_sizes: CLIPImageProcessorPil does not make it" in lines
+
+
+def test_the_processor_is_run_once_for_the_model_and_its_parts(seeing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    monkeypatch.setattr(asked, "prepared", lambda *given: runs.append(given) or prepared(*given))
+    source = open_source(str(seeing))
+    names = [i.name for one in (source, *source.parts().values()) for i in one.inputs]
+    assert names.count("pixel_values") == 2 and len(runs) == 1
 
 
 def test_videos_and_grids_are_refused_until_the_user_says_what_of_them(gridded: Path) -> None:
