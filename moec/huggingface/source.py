@@ -213,7 +213,7 @@ class HuggingFaceSource(Source):
 
     def alike(self, model: str) -> HuggingFaceSource:
         origin = self.origin.alike(model) if isinstance(self.origin, ModelFolder) else ModelFolder(model)
-        return HuggingFaceSource(model, origin, self._asks_cache, self._leave_out, self._given, self.part)
+        return type(self)(model, origin, self._asks_cache, self._leave_out, self._given, self.part)
 
     def reference_of(self, program: Program) -> Engine | None:
         from moec.huggingface.saving.loaded_again import loaded_from

@@ -96,6 +96,11 @@ def test_models_that_write_no_text_beside_images_are_one_graph(tmp_path: Path) -
     assert caught.value.code == "M201"
 
 
+def test_a_model_that_is_opened_as_a_part_was_has_the_same_part(seeing: Path) -> None:
+    part = open_source(str(seeing)).parts()["embedding"]
+    assert part.alike(str(seeing)).inputs == part.inputs
+
+
 def test_the_whole_is_no_graph(seeing: Path) -> None:
     with pytest.raises(MoecError) as caught:
         moec.capture(str(seeing))
