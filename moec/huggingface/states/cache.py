@@ -24,6 +24,7 @@ from moec.program.decoder_signature import (
     PAST,
     is_past,
     layer_of,
+    new_tokens,
     past_name,
     positions,
     present_name,
@@ -193,7 +194,7 @@ def cached_call(
     def call(*, attention_mask: Tensor, **given: Tensor) -> dict[str, Tensor]:
         past = {name: value for name, value in given.items() if is_past(name)}
         tokens = {name: value for name, value in given.items() if name not in past}
-        new = next(iter(tokens.values()))
+        new = new_tokens(tokens)
         began = attention_mask.shape[1] > new.shape[1] if not captured else True
         if captured:
             cache = functional_cache(past, model, _ends(attention_mask, new), new.shape[1])
