@@ -50,7 +50,7 @@ def adapt_pooled_index(model: nn.Module) -> int:
 def refuse_looped_index(model: nn.Module) -> None:
     """Raise M206 for an index over pools that looks at one token after the other, whose pools' number only the data
     says (Qwen4-exp): no graph holds it."""
-    looped = next(((p, m) for p, m in model.named_modules() if all(hasattr(m, part) for part in _LOOPED)), None)
+    looped = next(iter(modules_like(model, _LOOPED).items()), None)
     if looped is not None:
         what = f"{type(looped[1]).__name__} chooses the keys of each token in a loop whose length hangs on the mask"
         raise MoecError("M206", what, looped[0], "run it in PyTorch; `moec plan` reads its config")

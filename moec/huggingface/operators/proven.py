@@ -19,9 +19,12 @@ REPORT = "compile another model; report this one"
 _SUGGESTED = "does not compute what its parts suggest"
 
 
-def modules_like(model: nn.Module, parts: Sequence[str], call: Sequence[str]) -> dict[str, Any]:
-    """The modules that have these attributes, and a forward with these parameters, by their paths."""
+def modules_like(model: nn.Module, parts: Sequence[str], call: Sequence[str] | None = None) -> dict[str, Any]:
+    """The modules that have these attributes, by their paths; with a `call`, those whose forward has these
+    parameters."""
     found = {path: module for path, module in model.named_modules() if all(hasattr(module, part) for part in parts)}
+    if call is None:
+        return found
     return {path: m for path, m in found.items() if list(inspect.signature(m.forward).parameters) == [*call]}
 
 

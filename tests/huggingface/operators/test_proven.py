@@ -39,6 +39,7 @@ def block() -> Block:
 def test_a_module_is_told_by_its_parts_and_its_call() -> None:
     model = nn.Sequential(nn.ReLU(), block())
     assert modules_like(model, ("layer", "number"), ["hidden_states", "mask"]) == {"1": model[1]}
+    assert modules_like(model, ("layer", "number")) == {"1": model[1]} and not modules_like(model, ("other",))
     assert not modules_like(model, ("layer", "other"), ["hidden_states", "mask"])
     assert not modules_like(model, ("layer",), ["hidden_states"])
 
