@@ -28,6 +28,14 @@ def modules_like(model: nn.Module, parts: Sequence[str], call: Sequence[str] | N
     return {path: m for path, m in found.items() if list(inspect.signature(m.forward).parameters) == [*call]}
 
 
+def one_of_each(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The first module of each class and config, by its path: what a small copy of it shows is so of the others."""
+    firsts: dict[tuple[type, int], tuple[str, Any]] = {}
+    for path, module in found.items():
+        firsts.setdefault((type(module), id(module.config)), (path, module))
+    return dict(firsts.values())
+
+
 def draw(module: nn.Module, generator: torch.Generator, scale: float = 0.3) -> None:
     """Fill a module's parameters with random numbers, in place."""
     with torch.no_grad():
