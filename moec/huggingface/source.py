@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -65,6 +65,7 @@ class HuggingFaceSource(Source):
         self.text, self.origin, self._leave_out, self._given = text, origin, leave_out or LeaveOut(), given
         self._asked = Asked(origin, self._leave_out, given)
         self.snapshot = getattr(origin, "snapshot", None)
+        self._read: set[int] = set()
         self._unread: Sequence[LeftOut] = ()
         self._explained: MoecError | None = None
         self.size_bytes = origin.size_bytes
@@ -279,11 +280,18 @@ class HuggingFaceSource(Source):
                 dtype, self._own_attention, attention, device, self.inputs,
                 {name: value.tolist() for name, value in self.signature.fixed.items()},
             )  # fmt: skip
-        origin = None if self.part else self.origin
-        if isinstance(origin, ModelFolder) and origin.adapter is None and not origin.quantized:
-            self._unread = unread_tensors(origin.checkpoint.weights, read_by(program))
+        self._read = read_by(program)
+        if not self.part:
+            self._note_unread(self._read)
         if cross_inputs(self.inputs):
             keep_to_states(program)
         keep_packed(program)
         program.original = original_of(program, model, kinds, self)
         return program
+
+    def _note_unread(self, read: Container[int]) -> None:
+        """Keep for the account which tensors of the files are not among those that were `read`, see `read_by`; of a
+        folder with an adapter, or of quantized files, nothing is said."""
+        origin = self.origin
+        if isinstance(origin, ModelFolder) and origin.adapter is None and not origin.quantized:
+            self._unread = unread_tensors(origin.checkpoint.weights, read)

@@ -14,7 +14,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.account import Account, LeaveOut
 from moec.frontend.source import Source
-from moec.huggingface.account import account_of, unread_tensors
+from moec.huggingface.account import account_of
 from moec.huggingface.inputs.asked import Asked
 from moec.huggingface.inputs.given import Given
 from moec.huggingface.inputs.seeing import PIXELS, has_grid_positions, planted, scattered, seeing_signature, sees
@@ -32,7 +32,6 @@ from moec.program.decoder_signature import IDS, SEQUENCE
 from moec.program.encoder_decoder import DECODER, PARTS
 from moec.program.program import META, Input, Program
 from moec.program.vision_language import EMBEDDING, IMAGE_FEATURES, IMAGES, VISION, VISION_PARTS
-from moec.weights.lazy import Weight
 
 
 class VisionLanguageSource(HuggingFaceSource):
@@ -46,7 +45,6 @@ class VisionLanguageSource(HuggingFaceSource):
         super().__init__(text, origin, cache, leave_out, None, part)
         self._given, self._asked = given, Asked(origin, self._leave_out, given)
         self._cache = part == DECODER
-        self._read: list[Weight] = []
 
     @classmethod
     def of_origin(
@@ -108,17 +106,11 @@ class VisionLanguageSource(HuggingFaceSource):
             raise MoecError("M201", f"a model of text and images is {len(VISION_PARTS)} graphs", self.text, ways)
         return super().capture(dtype)
 
-    def _capture(self, *args: Any, **kwargs: Any) -> Program:
-        program = super()._capture(*args, **kwargs)
-        self._read = [part for weight in program.weights.values() for part in weight.expression()]
-        return program
-
     def account(self) -> Account:
         """See `HuggingFaceSource.account`; once all parts are captured, with what none of them reads anything of."""
-        if isinstance(self.origin, ModelFolder) and all(part._read for part in self._own_parts.values()):
-            read = {id(weight) for part in self._own_parts.values() for weight in part._read}
-            if read and self.origin.adapter is None and not self.origin.quantized:
-                self._unread = unread_tensors(self.origin.checkpoint.weights, read)
+        read = [part._read for part in self._own_parts.values()]
+        if read and all(read):
+            self._note_unread(set().union(*read))
         return super().account()
 
     def _refusal(self, error: MoecError) -> MoecError:
