@@ -254,12 +254,15 @@ class HuggingFaceSource(Source):
         """A refusal with a way out that was tried. Each is explained once: what explains it captures, too."""
         if error.code not in ("M206", "M207") or error is self._explained:
             return error
+        self._explained = self._way_out(error)
+        return self._explained
+
+    def _way_out(self, error: MoecError) -> MoecError:
+        """The refusal with its way out: without a cache, or with a value of what sizes hang on."""
         other = partial(HuggingFaceSource, self.text, self.origin, False, self._leave_out)
         if self._cache or self.part:
-            self._explained = without_cache(error, lambda: other(self._given).capture())
-        else:
-            self._explained = self._asked.with_values(error, self.signature, lambda given: other(given).capture())
-        return self._explained
+            return without_cache(error, lambda: other(self._given).capture())
+        return self._asked.with_values(error, self.signature, lambda given: other(given).capture())
 
     def _capture(
         self, dtype: torch.dtype, attention: str = "", device: str = "", own_attention: bool = False

@@ -113,16 +113,12 @@ class VisionLanguageSource(HuggingFaceSource):
             self._note_unread(set().union(*read))
         return super().account()
 
-    def _refusal(self, error: MoecError) -> MoecError:
-        """A refusal with a way out that was tried: a value of what sizes hang on, or text alone."""
-        if error.code not in ("M206", "M207") or error is self._explained:
-            return error
+    def _way_out(self, error: MoecError) -> MoecError:
+        """The refusal with its way out: a value of what sizes hang on, or text alone."""
+        better = error
         if self.part == VISION:
             better = self._asked.with_values(error, self.signature, lambda given: self._with(given).capture())
-        else:
-            better = error
-        self._explained = better if better is not error else self._for_text(error)
-        return self._explained
+        return better if better is not error else self._for_text(error)
 
     def _with(self, given: Given) -> VisionLanguageSource:
         return VisionLanguageSource(self.text, self.origin, True, self._leave_out, given, self.part)
