@@ -107,7 +107,7 @@ class HuggingFaceSource(Source):
     @classmethod
     def described(cls, model: str) -> HuggingFaceSource:
         origin = Described(model)
-        source = cls(origin.text, origin)
+        source = HuggingFaceSource(origin.text, origin)  # whole, for text alone
         source.stands_for = origin.stands_for
         return source
 

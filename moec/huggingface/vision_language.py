@@ -59,10 +59,6 @@ class VisionLanguageSource(HuggingFaceSource):
         return (cls if seeing else HuggingFaceSource)(text, origin, cache, leave_out, given, part)
 
     @classmethod
-    def described(cls, model: str) -> HuggingFaceSource:
-        return HuggingFaceSource.described(model)
-
-    @classmethod
     def is_asked_for(cls, origin: Origin, cache: bool, leave_out: LeaveOut, given: Given | None) -> bool:
         """Whether a model has these parts, and all of it is asked for, by its own inputs or with some of its images'
         in their place."""
