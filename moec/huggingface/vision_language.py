@@ -164,9 +164,13 @@ class VisionLanguageSource(HuggingFaceSource):
 
     def _of_images(self, sizes: Mapping[str, int]) -> tuple[int, int]:
         """Tokens of an image, and how many images inputs of these sizes hold."""
-        grids = (len(value) for name, value in self.signature.fixed.items() if value.dim() == 2)
         dynamic = any(IMAGES in i.shape for i in self.inputs)
-        return self._rows_of_one, sizes[IMAGES] if dynamic else next(grids, 1)
+        return self._rows_of_one, sizes[IMAGES] if dynamic else self._fixed_images
+
+    @property
+    def _fixed_images(self) -> int:
+        """How many images there always are, where their grids have one value for good; else 1."""
+        return next((len(value) for value in self.signature.fixed.values() if value.dim() == 2), 1)
 
     @cached_property
     def _rows_of_one(self) -> int:
@@ -177,5 +181,4 @@ class VisionLanguageSource(HuggingFaceSource):
         images = {n: v for n, v in (signature.image or {}).items() if n not in signature.fixed}
         with torch.no_grad():
             rows = vision_call(model, signature.fixed)(**{n: v.to(device) for n, v in images.items()})
-        grids = [len(value) for value in signature.fixed.values() if value.dim() == 2]
-        return len(rows[IMAGE_FEATURES]) // next(iter(grids), 1)
+        return len(rows[IMAGE_FEATURES]) // self._fixed_images
