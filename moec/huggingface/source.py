@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,8 +20,9 @@ from moec.huggingface.account import account_of, read_by, unread_tensors
 from moec.huggingface.capturing import captured
 from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.inputs.asked import Asked
+from moec.huggingface.inputs.calls import expose
 from moec.huggingface.inputs.given import Given
-from moec.huggingface.inputs.signature import Signature, capture_sizes, expose, only_features, part_signature
+from moec.huggingface.inputs.signature import Signature, capture_sizes, only_features, part_signature
 from moec.huggingface.operators.adapters import explain
 from moec.huggingface.operators.capturable import capturable
 from moec.huggingface.origin import Origin
@@ -64,6 +65,7 @@ class HuggingFaceSource(Source):
         self.text, self.origin, self._leave_out, self._given = text, origin, leave_out or LeaveOut(), given
         self._asked = Asked(origin, self._leave_out, given)
         self.snapshot = getattr(origin, "snapshot", None)
+        self._read: set[int] = set()
         self._unread: Sequence[LeftOut] = ()
         self._explained: MoecError | None = None
         self.size_bytes = origin.size_bytes
@@ -105,7 +107,7 @@ class HuggingFaceSource(Source):
     @classmethod
     def described(cls, model: str) -> HuggingFaceSource:
         origin = Described(model)
-        source = cls(origin.text, origin)
+        source = HuggingFaceSource(origin.text, origin)  # whole, for text alone
         source.stands_for = origin.stands_for
         return source
 
@@ -212,7 +214,7 @@ class HuggingFaceSource(Source):
 
     def alike(self, model: str) -> HuggingFaceSource:
         origin = self.origin.alike(model) if isinstance(self.origin, ModelFolder) else ModelFolder(model)
-        return HuggingFaceSource(model, origin, self._asks_cache, self._leave_out, self._given, self.part)
+        return type(self)(model, origin, self._asks_cache, self._leave_out, self._given, self.part)
 
     def reference_of(self, program: Program) -> Engine | None:
         from moec.huggingface.saving.loaded_again import loaded_from
@@ -252,12 +254,15 @@ class HuggingFaceSource(Source):
         """A refusal with a way out that was tried. Each is explained once: what explains it captures, too."""
         if error.code not in ("M206", "M207") or error is self._explained:
             return error
+        self._explained = self._way_out(error)
+        return self._explained
+
+    def _way_out(self, error: MoecError) -> MoecError:
+        """The refusal with its way out: without a cache, or with a value of what sizes hang on."""
         other = partial(HuggingFaceSource, self.text, self.origin, False, self._leave_out)
         if self._cache or self.part:
-            self._explained = without_cache(error, lambda: other(self._given).capture())
-        else:
-            self._explained = self._asked.with_values(error, self.signature, lambda given: other(given).capture())
-        return self._explained
+            return without_cache(error, lambda: other(self._given).capture())
+        return self._asked.with_values(error, self.signature, lambda given: other(given).capture())
 
     def _capture(
         self, dtype: torch.dtype, attention: str = "", device: str = "", own_attention: bool = False
@@ -278,11 +283,18 @@ class HuggingFaceSource(Source):
                 dtype, self._own_attention, attention, device, self.inputs,
                 {name: value.tolist() for name, value in self.signature.fixed.items()},
             )  # fmt: skip
-        origin = None if self.part else self.origin
-        if isinstance(origin, ModelFolder) and origin.adapter is None and not origin.quantized:
-            self._unread = unread_tensors(origin.checkpoint.weights, read_by(program))
+        self._read = read_by(program)
+        if not self.part:
+            self._note_unread(self._read)
         if cross_inputs(self.inputs):
             keep_to_states(program)
         keep_packed(program)
         program.original = original_of(program, model, kinds, self)
         return program
+
+    def _note_unread(self, read: Container[int]) -> None:
+        """Keep for the account which tensors of the files are not among those that were `read`, see `read_by`; of a
+        folder with an adapter, or of quantized files, nothing is said."""
+        origin = self.origin
+        if isinstance(origin, ModelFolder) and origin.adapter is None and not origin.quantized:
+            self._unread = unread_tensors(origin.checkpoint.weights, read)

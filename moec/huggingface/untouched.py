@@ -10,7 +10,8 @@ from torch import Tensor
 from moec.execution.anew import CalledAnew
 from moec.execution.eager_anew import EagerAnew
 from moec.execution.vision_language import of_text
-from moec.huggingface.inputs.signature import Signature, call_of
+from moec.huggingface.inputs.calls import call_of
+from moec.huggingface.inputs.signature import Signature
 
 
 class UntouchedEngine(EagerAnew):

@@ -14,7 +14,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.account import Account, LeaveOut
 from moec.frontend.source import Source
-from moec.huggingface.account import account_of, unread_tensors
+from moec.huggingface.account import account_of
 from moec.huggingface.inputs.asked import Asked
 from moec.huggingface.inputs.given import Given
 from moec.huggingface.inputs.seeing import PIXELS, has_grid_positions, planted, scattered, seeing_signature, sees
@@ -32,7 +32,6 @@ from moec.program.decoder_signature import IDS, SEQUENCE
 from moec.program.encoder_decoder import DECODER, PARTS
 from moec.program.program import META, Input, Program
 from moec.program.vision_language import EMBEDDING, IMAGE_FEATURES, IMAGES, VISION, VISION_PARTS
-from moec.weights.lazy import Weight
 
 
 class VisionLanguageSource(HuggingFaceSource):
@@ -46,7 +45,6 @@ class VisionLanguageSource(HuggingFaceSource):
         super().__init__(text, origin, cache, leave_out, None, part)
         self._given, self._asked = given, Asked(origin, self._leave_out, given)
         self._cache = part == DECODER
-        self._read: list[Weight] = []
 
     @classmethod
     def of_origin(
@@ -59,10 +57,6 @@ class VisionLanguageSource(HuggingFaceSource):
             fix = f"name one of {', '.join(known)}" if known else "leave --part out: the model is one graph"
             raise MoecError("M201", f"{type(origin.template).__name__} has no part {part!r}", "--part", fix)
         return (cls if seeing else HuggingFaceSource)(text, origin, cache, leave_out, given, part)
-
-    @classmethod
-    def described(cls, model: str) -> HuggingFaceSource:
-        return HuggingFaceSource.described(model)
 
     @classmethod
     def is_asked_for(cls, origin: Origin, cache: bool, leave_out: LeaveOut, given: Given | None) -> bool:
@@ -78,7 +72,7 @@ class VisionLanguageSource(HuggingFaceSource):
         if self.part == DECODER:
             with explained(self._refusal):
                 caches = cache_signature(capturable(self.origin, torch.float32, False)[0])
-        return seeing_signature(self.origin.template, self.part, self._asked.features(), caches)
+        return seeing_signature(self.origin.template, self.part, self._asked.features, caches)
 
     def reference(self) -> Engine:
         """The untouched model in eager PyTorch and float32, weights loaded; the whole one also for text alone."""
@@ -93,10 +87,13 @@ class VisionLanguageSource(HuggingFaceSource):
     @cached_property
     def _own_parts(self) -> dict[str, VisionLanguageSource]:
         names = () if self.part else VISION_PARTS
-        return {
+        found = {
             part: VisionLanguageSource(self.text, self.origin, True, self._leave_out, self._given, part)
             for part in names
         }
+        for part in found.values():
+            part._asked = self._asked  # whose processor takes long, and says the same to each
+        return found
 
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
         """A part as a Program. Raises M201 for the whole, which is no graph."""
@@ -105,29 +102,19 @@ class VisionLanguageSource(HuggingFaceSource):
             raise MoecError("M201", f"a model of text and images is {len(VISION_PARTS)} graphs", self.text, ways)
         return super().capture(dtype)
 
-    def _capture(self, *args: Any, **kwargs: Any) -> Program:
-        program = super()._capture(*args, **kwargs)
-        self._read = [part for weight in program.weights.values() for part in weight.expression()]
-        return program
-
     def account(self) -> Account:
         """See `HuggingFaceSource.account`; once all parts are captured, with what none of them reads anything of."""
-        if isinstance(self.origin, ModelFolder) and all(part._read for part in self._own_parts.values()):
-            read = {id(weight) for part in self._own_parts.values() for weight in part._read}
-            if read and self.origin.adapter is None and not self.origin.quantized:
-                self._unread = unread_tensors(self.origin.checkpoint.weights, read)
+        read = [part._read for part in self._own_parts.values()]
+        if read and all(read):
+            self._note_unread(set().union(*read))
         return super().account()
 
-    def _refusal(self, error: MoecError) -> MoecError:
-        """A refusal with a way out that was tried: a value of what sizes hang on, or text alone."""
-        if error.code not in ("M206", "M207") or error is self._explained:
-            return error
+    def _way_out(self, error: MoecError) -> MoecError:
+        """The refusal with its way out: a value of what sizes hang on, or text alone."""
+        better = error
         if self.part == VISION:
             better = self._asked.with_values(error, self.signature, lambda given: self._with(given).capture())
-        else:
-            better = error
-        self._explained = better if better is not error else self._for_text(error)
-        return self._explained
+        return better if better is not error else self._for_text(error)
 
     def _with(self, given: Given) -> VisionLanguageSource:
         return VisionLanguageSource(self.text, self.origin, True, self._leave_out, given, self.part)
@@ -154,7 +141,7 @@ class VisionLanguageSource(HuggingFaceSource):
 
     @cached_property
     def _account(self) -> Account:
-        whole = self.signature if not self.part else seeing_signature(self.origin.template, "", self._asked.features())
+        whole = self.signature if not self.part else seeing_signature(self.origin.template, "", self._asked.features)
         names = (i.name for i in whole.inputs)
         return account_of(self.origin, names, self._leave_out, self._asked.otherwise(whole), whole.fixed)
 
@@ -177,9 +164,13 @@ class VisionLanguageSource(HuggingFaceSource):
 
     def _of_images(self, sizes: Mapping[str, int]) -> tuple[int, int]:
         """Tokens of an image, and how many images inputs of these sizes hold."""
-        grids = (len(value) for name, value in self.signature.fixed.items() if value.dim() == 2)
         dynamic = any(IMAGES in i.shape for i in self.inputs)
-        return self._rows_of_one, sizes[IMAGES] if dynamic else next(grids, 1)
+        return self._rows_of_one, sizes[IMAGES] if dynamic else self._fixed_images
+
+    @property
+    def _fixed_images(self) -> int:
+        """How many images there always are, where their grids have one value for good; else 1."""
+        return next((len(value) for value in self.signature.fixed.values() if value.dim() == 2), 1)
 
     @cached_property
     def _rows_of_one(self) -> int:
@@ -190,5 +181,4 @@ class VisionLanguageSource(HuggingFaceSource):
         images = {n: v for n, v in (signature.image or {}).items() if n not in signature.fixed}
         with torch.no_grad():
             rows = vision_call(model, signature.fixed)(**{n: v.to(device) for n, v in images.items()})
-        grids = [len(value) for value in signature.fixed.values() if value.dim() == 2]
-        return len(rows[IMAGE_FEATURES]) // next(iter(grids), 1)
+        return len(rows[IMAGE_FEATURES]) // self._fixed_images

@@ -21,6 +21,7 @@ from moec.program.decoder_signature import (
     IDS,
     LOGITS,
     MASK,
+    POSITIONS,
     RECURRENT,
     cache_inputs,
     fixed_inputs,
@@ -31,7 +32,6 @@ from moec.program.decoder_signature import (
 from moec.program.program import Input
 
 CONFIG = "genai_config.json"
-POSITIONS = "position_ids"
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 
 

@@ -23,6 +23,7 @@ TOTAL = f"{PAST}{PLUS}{SEQUENCE}"
 PAST_ENCODER = "past_encoder_sequence"  # of a decoder beside an encoder, see `moec.program.encoder_decoder`
 HELD = (PAST, PAST_ENCODER)  # dimensions that count what a cache holds: 0 at first
 IDS, MASK, TYPES, LOGITS = "input_ids", "attention_mask", "token_type_ids", "logits"
+POSITIONS = "position_ids"  # `[batch, sequence]`; beside images `[3, batch, sequence]`: time, height, width
 EMBEDS = "inputs_embeds"  # `[batch, sequence, hidden]`, of a decoder that others make the vectors of tokens for
 STATES, STATES_MASK = "encoder_hidden_states", "encoder_attention_mask"
 GROWING, RECURRENT = ("key", "value"), ("conv_state", "recurrent_state")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from moec.program.decoder_signature import POSITIONS as POSITIONS
 from moec.program.encoder_decoder import DECODER
 from moec.program.signature import Input
 
@@ -16,7 +17,6 @@ VISION_PARTS = (VISION, EMBEDDING, DECODER)
 IMAGE_FEATURES, IMAGE_TOKENS, IMAGES = "image_features", "image_tokens", "images"
 # and a number: rows of images, and vectors of tokens, that are added to a decoder's layer
 DEEPSTACK, DEEPSTACK_EMBEDS = "deepstack_features.", "deepstack_embeds."
-POSITIONS = "position_ids"  # `[3, batch, sequence]`: time, height, width
 
 
 def is_of_images(name: str) -> bool:

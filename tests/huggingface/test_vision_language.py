@@ -12,6 +12,8 @@ import moec
 from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.frontend.source import Source
+from moec.huggingface.inputs import asked
+from moec.huggingface.inputs.processor import prepared
 from moec.huggingface.source import HuggingFaceSource
 from moec.huggingface.vision_language import VisionLanguageSource
 from tests import vision_language
@@ -37,6 +39,14 @@ def test_every_input_is_kept_or_named_with_its_reason(seeing: Path) -> None:
     lines = source.account().lines()
     assert "inputs input_ids, attention_mask, pixel_values;" in lines[0]
     assert "left out: input image_sizes: CLIPImageProcessorPil does not make it" in lines
+
+
+def test_the_processor_is_run_once_for_the_model_and_its_parts(seeing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    monkeypatch.setattr(asked, "prepared", lambda *given: runs.append(given) or prepared(*given))
+    source = open_source(str(seeing))
+    names = [i.name for one in (source, *source.parts().values()) for i in one.inputs]
+    assert names.count("pixel_values") == 2 and len(runs) == 1
 
 
 def test_videos_and_grids_are_refused_until_the_user_says_what_of_them(gridded: Path) -> None:
@@ -84,6 +94,11 @@ def test_models_that_write_no_text_beside_images_are_one_graph(tmp_path: Path) -
     with pytest.raises(MoecError, match="no part 'vision'") as caught:
         VisionLanguageSource.from_model(model, part="vision")
     assert caught.value.code == "M201"
+
+
+def test_a_model_that_is_opened_as_a_part_was_has_the_same_part(seeing: Path) -> None:
+    part = open_source(str(seeing)).parts()["embedding"]
+    assert part.alike(str(seeing)).inputs == part.inputs
 
 
 def test_the_whole_is_no_graph(seeing: Path) -> None:

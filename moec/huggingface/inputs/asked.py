@@ -58,6 +58,7 @@ class Asked:
             own = Signature((), {})
         return given.beside(own, model) if given else own
 
+    @cached_property
     def features(self) -> Signature:
         """What the model's encoder of images takes; with what is given in its place. Errors are those of
         `Given.beside`."""

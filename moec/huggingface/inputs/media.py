@@ -19,8 +19,9 @@ from moec.frontend.domain import Domain
 from moec.huggingface.inputs.processor import Prepared
 from moec.program.decoder_signature import IDS, MASK, SEQUENCE, TYPES
 from moec.program.program import META, Input
+from moec.program.vision_language import IMAGES
 
-BATCH, IMAGES = "batch", "images"
+BATCH = "batch"
 FRAME_S = 0.02  # seconds of a raw sound that a speech model makes one vector of, about
 PATCH = 8  # pixels of an image's height or width that stand for one token of a text where sizes are chosen
 _OF_TEXT = (IDS, MASK, TYPES, "bbox", "decoder_input_ids")

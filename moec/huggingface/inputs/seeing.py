@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from moec.frontend.domain import Domain
-from moec.huggingface.inputs.media import BATCH, IMAGES
+from moec.huggingface.inputs.media import BATCH
 from moec.huggingface.inputs.signature import CAPTURE_SIZES, Signature
 from moec.huggingface.states.cache import has_cache
 from moec.huggingface.states.deepstack import levels
 from moec.huggingface.states.vision_language_call import FEATURES, image_token, owner_of
-from moec.program.decoder_signature import EMBEDS, IDS, MASK, SEQUENCE, TOTAL
+from moec.program.decoder_signature import EMBEDS, IDS, MASK, POSITIONS, SEQUENCE, TOTAL
 from moec.program.encoder_decoder import DECODER
 from moec.program.program import Input
 from moec.program.vision_language import (
@@ -26,7 +26,7 @@ from moec.program.vision_language import (
     EMBEDDING,
     IMAGE_FEATURES,
     IMAGE_TOKENS,
-    POSITIONS,
+    IMAGES,
     VISION,
 )
 

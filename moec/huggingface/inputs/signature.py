@@ -1,10 +1,9 @@
-"""Which inputs a Hugging Face model takes and which outputs moec compares."""
+"""Which inputs a Hugging Face model takes, of which sizes, and which values they may have."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,13 @@ from moec.errors import MoecError
 from moec.frontend.account import FLAG
 from moec.frontend.domain import Domain
 from moec.huggingface.inputs.arguments import makes_decoder_ids
-from moec.huggingface.inputs.heads import PoolAtEnd, pools_at_end, takes_one_text
+from moec.huggingface.inputs.heads import pools_at_end, takes_one_text
 from moec.huggingface.inputs.image_size import image_inputs, image_size
-from moec.huggingface.inputs.known_values import KnownValues
-from moec.huggingface.inputs.lengths_of_tensors import open_lengths
 from moec.huggingface.inputs.media import Found, apart, media_inputs, scales, settled
 from moec.huggingface.inputs.processor import Prepared
-from moec.huggingface.inputs.views import PlainViews
-from moec.huggingface.operators.masks import masks_by_broadcast
-from moec.huggingface.states.cache import cached_call
 from moec.huggingface.states.encoder_decoder import has_parts, part_inputs, whole_inputs
-from moec.huggingface.states.encoder_decoder_call import decoder_call, encoder_call, untouched_decoder_call
-from moec.huggingface.states.token_by_token import forgets_states, token_by_token
-from moec.huggingface.states.vision_language_call import FEATURES, seeing_call
-from moec.program.decoder_signature import IDS, MASK, PAST, SEQUENCE, TOTAL, TYPES, cache_inputs
-from moec.program.encoder_decoder import DECODER, ENCODER, caches_of
+from moec.huggingface.states.vision_language_call import FEATURES
+from moec.program.decoder_signature import IDS, MASK, PAST, SEQUENCE, TOTAL, TYPES
 from moec.program.program import Input
 from moec.program.signature import PER, per
 
@@ -40,7 +31,6 @@ CAPTURE_SIZES = {
     "encoder_sequence": 17, "past_encoder_sequence": 7, "image_tokens": 9,
 }  # fmt: skip
 _GROUPS = 2  # of tokens that a row of a state stands for: so many at least are in the cache, and new
-_NOT_RESULTS = ("loss", "router_logits", "cache", "past_key_values", "rope_deltas")
 
 
 @dataclass(frozen=True)
@@ -230,71 +220,3 @@ def _parameters(model: Any) -> Mapping[str, Any]:
 def _whole(config: Any, name: str) -> int:
     value = getattr(config, name, 0)
     return value if isinstance(value, int) else 0
-
-
-def named_call(
-    forward: Callable[..., Any], always: Mapping[str, Tensor] | None = None
-) -> Callable[..., dict[str, Tensor]]:
-    """A model's forward, without cache, that returns its tensors by name: no losses, caches or router logits. Every
-    call has the tensors `always`."""
-    fixed: dict[str, Any] = {"use_cache": False} if "use_cache" in inspect.signature(forward).parameters else {}
-    fixed |= always or {}
-    found = results if getattr(forward, "__name__", "") != FEATURES else _features
-
-    def call(**inputs: Tensor) -> dict[str, Tensor]:
-        return found(forward(**inputs, **fixed))
-
-    return call
-
-
-def call_of(model: Any, signature: Signature, captured: bool = False) -> Callable[..., dict[str, Tensor]]:
-    """The model's forward, or a part of it, as a function of the signature's inputs by name; `captured`: in
-    the form that one graph has for every size, see `cached_call` and `decoder_call`."""
-    if signature.image is not None:
-        return seeing_call(model, signature.part, signature.inputs, signature.image, signature.fixed, captured)
-    if signature.part == ENCODER:
-        return encoder_call(model)
-    if signature.part == DECODER:
-        decoder = decoder_call if captured else untouched_decoder_call
-        return decoder(model, model.forward, caches_of(signature.inputs))
-    caches = cache_inputs(signature.inputs)
-    forward = getattr(model, signature.method)
-    if not caches:
-        return named_call(forward, signature.fixed)
-    call = cached_call(forward, caches, captured, model)
-    return call if captured or not forgets_states(model) else token_by_token(call, caches)
-
-
-def results(output: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a `ModelOutput` that are results."""
-    return {k: v for k, v in output.items() if isinstance(v, Tensor) and not any(word in k for word in _NOT_RESULTS)}
-
-
-def _features(output: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The features of images, of each by itself: where there are several, a number stands behind the name."""
-    from moec.frontend.from_exported import named_outputs
-
-    return {name: value for name, value in named_outputs(dict(output)).items() if "attentions" not in name}
-
-
-def expose(model: Any, signature: Signature) -> None:
-    """Replace the forward of a captured copy by one with exactly the named inputs, so that torch.export sees those and
-    no others."""
-    forward, pooled = call_of(model, signature, captured=True), pools_at_end(model)
-    known = bool(signature.fixed)
-    for module in model.modules():  # some forwards take use_cache only from the config
-        if hasattr(getattr(module, "config", None), "use_cache"):
-            module.config.use_cache = bool(cache_inputs(signature.inputs))
-    names = [inspect.Parameter(i.identifier, inspect.Parameter.POSITIONAL_OR_KEYWORD) for i in signature.inputs]
-    original = {i.identifier: i.name for i in signature.inputs}
-
-    def exposed(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
-        given = dict(zip(original, args, strict=False)) | kwargs
-        with (
-            open_lengths(model), PlainViews(), masks_by_broadcast(), PoolAtEnd() if pooled else nullcontext(),
-            KnownValues() if known else nullcontext(),
-        ):  # fmt: skip
-            return forward(**{original[k]: v for k, v in given.items()})
-
-    exposed.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
-    model.forward = exposed

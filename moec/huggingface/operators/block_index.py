@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.huggingface.operators.attention import PADDING_COUNTS
-from moec.huggingface.operators.proven import modules_like, require_choice, small_instance
+from moec.huggingface.operators.proven import modules_like, one_of_each, require_choice, small_instance
 
 _CALL = ["hidden_states", "position_embeddings", "past_key_values", "position_ids"]
 _PARTS = ("block_size", "topk_blocks", "local_blocks", "num_heads", "head_dim", "q_proj", "k_proj", "q_norm", "k_norm")
@@ -32,7 +32,7 @@ def adapt_block_index(model: nn.Module) -> int:
         MoecError: M206 when one has the parts of a known one and chooses other blocks.
     """
     found = modules_like(model, _PARTS, _CALL)
-    for path, module in found.items():
+    for path, module in one_of_each(found).items():
         require_choice(_chooses_the_same(module), path, module, "blocks")
     for module in found.values():
         module.forward = MethodType(_forward, module)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moec.huggingface.operators.proven import apart, require_same
+from moec.huggingface.operators.proven import apart, modules_like, require_same
 
 _PARTS = ("prepare_dynamic_mask", "keep_window_size", "dt_proj")
 _HEADS, _TOKENS, _KEYS, _KEPT = 2, 4, (3, 5, 9), 5  # of the drawn numbers
@@ -27,7 +27,7 @@ def adapt_dynamic_mask(model: Any) -> int:
     Raises:
         MoecError: M206 when one has the parts of a known one and masks other keys.
     """
-    found = {path: module for path, module in model.named_modules() if all(hasattr(module, part) for part in _PARTS)}
+    found = modules_like(model, _PARTS)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     cut = {path: module for path, module in found.items() if context is None or module.keep_window_size < context}
     for path, module in cut.items():

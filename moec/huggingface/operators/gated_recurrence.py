@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moec.huggingface.operators.proven import apart, require_same
+from moec.huggingface.operators.proven import apart, modules_like, require_same
 
 _PARTS = ("_rnn_scan", "recurrent_param", "recurrent_gate_weight")
 _SHORTEST, _LONGEST = 1e-30, 200.0  # steps: after the longest, float32 has nothing left of a state
@@ -28,7 +28,7 @@ def adapt_gated_recurrence(model: nn.Module) -> int:
     Raises:
         MoecError: M206 when one has the parts of a known one and computes something else.
     """
-    found = {path: module for path, module in model.named_modules() if all(hasattr(module, part) for part in _PARTS)}
+    found = modules_like(model, _PARTS)
     for path, module in found.items():
         require_same(_difference(module), path, module)
     for module in found.values():

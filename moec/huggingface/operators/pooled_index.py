@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.errors import MoecError
-from moec.huggingface.operators.proven import modules_like, require_choice, small_instance
+from moec.huggingface.operators.proven import modules_like, one_of_each, require_choice, small_instance
 
 _CALL = ["hidden_states", "q_resid", "attention_mask", "past_key_values"]
 _PARTS = ("index_kpool", "index_kpool_compress_ape", "index_kpool_compress_gate", "get_pooled_states", "head_dim")
@@ -40,7 +40,7 @@ def adapt_pooled_index(model: nn.Module) -> int:
         MoecError: M206 when one has the parts of a known one and chooses other tokens.
     """
     found = modules_like(model, _PARTS, _CALL)
-    for path, module in found.items():
+    for path, module in one_of_each(found).items():
         require_choice(_chooses_the_same(module), path, module, "tokens")
     for module in found.values():
         module.get_pooled_states = MethodType(_all_pools, module)
@@ -50,7 +50,7 @@ def adapt_pooled_index(model: nn.Module) -> int:
 def refuse_looped_index(model: nn.Module) -> None:
     """Raise M206 for an index over pools that looks at one token after the other, whose pools' number only the data
     says (Qwen4-exp): no graph holds it."""
-    looped = next(((p, m) for p, m in model.named_modules() if all(hasattr(m, part) for part in _LOOPED)), None)
+    looped = next(iter(modules_like(model, _LOOPED).items()), None)
     if looped is not None:
         what = f"{type(looped[1]).__name__} chooses the keys of each token in a loop whose length hangs on the mask"
         raise MoecError("M206", what, looped[0], "run it in PyTorch; `moec plan` reads its config")

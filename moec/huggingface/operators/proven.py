@@ -19,10 +19,21 @@ REPORT = "compile another model; report this one"
 _SUGGESTED = "does not compute what its parts suggest"
 
 
-def modules_like(model: nn.Module, parts: Sequence[str], call: Sequence[str]) -> dict[str, Any]:
-    """The modules that have these attributes, and a forward with these parameters, by their paths."""
+def modules_like(model: nn.Module, parts: Sequence[str], call: Sequence[str] | None = None) -> dict[str, Any]:
+    """The modules that have these attributes, by their paths; with a `call`, those whose forward has these
+    parameters."""
     found = {path: module for path, module in model.named_modules() if all(hasattr(module, part) for part in parts)}
+    if call is None:
+        return found
     return {path: m for path, m in found.items() if list(inspect.signature(m.forward).parameters) == [*call]}
+
+
+def one_of_each(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The first module of each class and config, by its path: what a small copy of it shows is so of the others."""
+    firsts: dict[tuple[type, int], tuple[str, Any]] = {}
+    for path, module in found.items():
+        firsts.setdefault((type(module), id(module.config)), (path, module))
+    return dict(firsts.values())
 
 
 def draw(module: nn.Module, generator: torch.Generator, scale: float = 0.3) -> None:

@@ -22,8 +22,10 @@ from moec.program.decoder_signature import (
     LOGITS,
     MASK,
     PAST,
+    POSITIONS,
     is_past,
     layer_of,
+    new_tokens,
     past_name,
     positions,
     present_name,
@@ -44,7 +46,7 @@ def has_cache(model: Any) -> bool:
     decoder = not model.config.is_encoder_decoder and model.main_input_name == IDS
     if not decoder or not model.can_generate() or MASK not in parameters:
         return False
-    return {_CACHE, "position_ids"} <= parameters or (_STATES in parameters and any(map(scans_of, model.modules())))
+    return {_CACHE, POSITIONS} <= parameters or (_STATES in parameters and any(map(scans_of, model.modules())))
 
 
 def cache_signature(model: Any) -> tuple[Input, ...]:
@@ -193,7 +195,7 @@ def cached_call(
     def call(*, attention_mask: Tensor, **given: Tensor) -> dict[str, Tensor]:
         past = {name: value for name, value in given.items() if is_past(name)}
         tokens = {name: value for name, value in given.items() if name not in past}
-        new = next(iter(tokens.values()))
+        new = new_tokens(tokens)
         began = attention_mask.shape[1] > new.shape[1] if not captured else True
         if captured:
             cache = functional_cache(past, model, _ends(attention_mask, new), new.shape[1])
@@ -202,9 +204,9 @@ def cached_call(
         if of_states:  # and no attention, which would want the mask and the positions of a whole text
             more = {MASK: attention_mask[:, -new.shape[1] :], _STATES: cache}
         else:
-            places = tokens.pop("position_ids", None)  # a decoder of vectors may be told them
+            places = tokens.pop(POSITIONS, None)  # a decoder of vectors may be told them
             places = positions(attention_mask, new.shape[1]) if places is None else places
-            more = {MASK: attention_mask, "position_ids": places, _CACHE: cache}
+            more = {MASK: attention_mask, POSITIONS: places, _CACHE: cache}
         output = forward(**tokens, use_cache=True, **more)
         present = {}
         for spec in caches:

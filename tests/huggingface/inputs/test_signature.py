@@ -1,11 +1,10 @@
-"""Inputs and outputs of models of each kind."""
+"""Inputs of models of each kind."""
 
 from __future__ import annotations
 
 import torch
 
 from moec import open_source
-from moec.huggingface.inputs.signature import results
 from tests import zoo
 from tests.huggingface.conftest import Saved
 
@@ -33,14 +32,3 @@ def test_images_have_one_dynamic_dimension(saved: Saved) -> None:
     assert [(i.name, i.dtype, i.shape) for i in source.inputs] == [
         ("pixel_values", torch.float32, ("batch", 3, 24, 24))
     ]
-
-
-def test_results_are_tensors_that_mean_something() -> None:
-    output = {
-        "loss": torch.ones(()),
-        "logits": torch.ones(2),
-        "router_logits": torch.ones(3),
-        "aux_loss": torch.ones(()),
-        "hidden_states": (torch.ones(1),),
-    }
-    assert list(results(output)) == ["logits"]

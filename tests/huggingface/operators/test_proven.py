@@ -13,6 +13,7 @@ from moec.huggingface.operators.proven import (
     TOLERANCE,
     apart,
     modules_like,
+    one_of_each,
     require_choice,
     require_proven,
     require_same,
@@ -25,7 +26,7 @@ class Block(nn.Module):
 
     def __init__(self, config: SimpleNamespace, number: int) -> None:
         super().__init__()
-        self.number, self.layer = number, nn.Linear(config.size, config.size)
+        self.config, self.number, self.layer = config, number, nn.Linear(config.size, config.size)
 
     def forward(self, hidden_states: Tensor, mask: Tensor) -> Tensor:
         result: Tensor = self.layer(hidden_states) * mask
@@ -39,8 +40,18 @@ def block() -> Block:
 def test_a_module_is_told_by_its_parts_and_its_call() -> None:
     model = nn.Sequential(nn.ReLU(), block())
     assert modules_like(model, ("layer", "number"), ["hidden_states", "mask"]) == {"1": model[1]}
+    assert modules_like(model, ("layer", "number")) == {"1": model[1]} and not modules_like(model, ("other",))
     assert not modules_like(model, ("layer", "other"), ["hidden_states", "mask"])
     assert not modules_like(model, ("layer",), ["hidden_states"])
+
+
+def test_modules_of_one_class_and_config_are_shown_once() -> None:
+    class Other(Block):
+        pass
+
+    one, two = SimpleNamespace(size=8), SimpleNamespace(size=8)
+    found = {"a": Block(one, 0), "b": Block(one, 1), "c": Other(one, 2), "d": Block(two, 3), "e": Block(one, 4)}
+    assert list(one_of_each(found)) == ["a", "c", "d"]
 
 
 def test_a_small_instance_is_drawn_and_the_config_stays() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.huggingface.inputs.signature import call_of, signature_of
+from moec.huggingface.inputs.calls import call_of
+from moec.huggingface.inputs.signature import signature_of
 from moec.huggingface.states.cache import cached_call
 from moec.huggingface.states.token_by_token import forgets_states
 from moec.program.decoder_signature import IDS, LOGITS, MASK, complete
