@@ -12,9 +12,9 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.grid_positions import grid_positions
 from moec.execution.parts import PartsEngine
-from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, SEQUENCE, cache_inputs, present_name
+from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, POSITIONS, SEQUENCE, cache_inputs, present_name
 from moec.program.signature import Input
-from moec.program.vision_language import IMAGE_TOKENS, POSITIONS, image_rows
+from moec.program.vision_language import IMAGE_TOKENS, image_rows
 
 
 def of_text(inputs: Sequence[Input], given: Mapping[str, Any]) -> Sequence[Input]:

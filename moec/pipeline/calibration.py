@@ -69,6 +69,6 @@ class Calibration:
         return [*_batches(windows[:start], inputs)], [*_batches(windows[start:], inputs)]
 
 
-def _batches(windows: Tensor, inputs: tuple[Input, ...]) -> Iterator[Sample]:
+def _batches(windows: Tensor, inputs: tuple[Input, ...]) -> Iterator[dict[str, Tensor]]:
     for ids in torch.split(windows, BATCH):  # type: ignore[no-untyped-call]
         yield text_inputs(inputs, ids)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from moec.program.decoder_signature import POSITIONS as POSITIONS
 from moec.program.encoder_decoder import DECODER
 from moec.program.signature import Input
 
