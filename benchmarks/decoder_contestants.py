@@ -7,7 +7,6 @@ token, `step(token)` appends one token and returns the next logits, both as nump
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from decoder_models import VOCABULARY
+
+from moec.execution.machine import cores
 
 Run = tuple[Callable[[Any], Any], Callable[[int], Any]]
 
@@ -90,7 +91,13 @@ def moec_engine(folder: Path, optimize_for: str = "latency") -> Run:
     out = once(
         folder,
         f"moec-{optimize_for}",
-        lambda out: moec.compile(str(folder), out=out, optimize_for=optimize_for, layout="plain"),
+        lambda out: moec.compile(
+            str(folder),
+            out=out,
+            target=f"onnxruntime:threads={cores()}",
+            optimize_for=optimize_for,
+            layout="plain",
+        ),
     )
     return continued(moec.load(out))
 
@@ -128,8 +135,10 @@ def transformers_engine(folder: Path, int8: bool = False) -> Run:
         exporter.OnnxExporter().export_for_generation(load(folder), inputs, config=config).save_pretrained(out)
 
     out = once(folder, "transformers-int8" if int8 else "transformers", export)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = cores()
     sessions = {
-        name: ort.InferenceSession(f"{out}/{name}.onnx", providers=["CPUExecutionProvider"])
+        name: ort.InferenceSession(f"{out}/{name}.onnx", options, providers=["CPUExecutionProvider"])
         for name in ("prefill", "decode")
     }
     names = [o.name.replace("output.", "input.") for o in sessions["decode"].get_outputs()]
@@ -177,7 +186,7 @@ def genai(folder: Path, builder: bool, precision: str = "fp32", *options: str) -
             raise RuntimeError(done.stderr.strip().splitlines()[-1])
         path = out / "genai_config.json"  # every core for everybody: its runtime's default is half of them
         config = json.loads(path.read_text())
-        config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = 0
+        config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = cores()
         path.write_text(json.dumps(config))
 
     def compile_(out: Path) -> None:
@@ -213,14 +222,13 @@ def llama_cpp(folder: Path, q4: bool = False) -> Run:
 
     full = once(folder, "model.gguf", lambda out: write_gguf(folder, out))
     path = once(folder, "model-q4.gguf", lambda out: quantize_gguf(full, out)) if q4 else full
-    cores = os.cpu_count() or 1
     model = Llama(
         str(path),
         n_ctx=640,
         n_batch=512,
         n_ubatch=512,
-        n_threads=cores,
-        n_threads_batch=cores,
+        n_threads=cores(),
+        n_threads_batch=cores(),
         type_k=0,
         type_v=0,
         logits_all=False,

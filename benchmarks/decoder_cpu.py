@@ -9,11 +9,12 @@ of the same sizes (FFN of 1024).
 `prefill` is a prompt of 512 tokens at batch 1, `decode` the median of 24 tokens after a prompt of 64; both as tokens a
 second, greedy, the same text for everybody.
 
-Every contestant lives in a process of its own with every core, and only one works at a time, in rotating order. There
-are several sittings, every other with processes made in the opposite order: those made first have slower memory. A
-ratio is the median over the rounds of all sittings of (that contestant's time / moec's): above 1, moec is faster. Each
-contestant's logits are compared with eager's; one that is wrong by more than 1 % of their standard deviation has no
-figures. One that is not installed, or not ready in time, is named with the reason.
+Every contestant lives in a process of its own with every core that this one may use (`taskset` gives fewer), and only
+one works at a time, in rotating order. There are several sittings, every other with processes made in the opposite
+order: those made first have slower memory. A ratio is the median over the rounds of all sittings of (that contestant's
+time / moec's): above 1, moec is faster. Each contestant's logits are compared with eager's; one that is wrong by more
+than 1 % of their standard deviation has no figures. One that is not installed, or not ready in time, is named with the
+reason.
 """
 
 from __future__ import annotations

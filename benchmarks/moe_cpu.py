@@ -38,6 +38,8 @@ import torch
 from moe_contestants import CASES, CONTESTANTS, OURS, VOCABULARY, Case
 from torch import Tensor
 
+from moec.execution.machine import cores
+
 RESULTS = Path(__file__).with_name("results")
 SHAPES = {
     1: (1, 1),
@@ -96,13 +98,15 @@ class Contestant:
 
 
 def wait_for_quiet(patience: float) -> None:
-    """Return when all cores together were idle for 30 ms, or after `patience` seconds; spinning threads of the last run
-    stop meanwhile."""
+    """Return when all cores that this process may use were idle together for 30 ms, or after `patience` seconds;
+    spinning threads of the last run stop meanwhile."""
+    own = {f"cpu{n}" for n in os.sched_getaffinity(0)}
 
     def idle() -> int:
-        return sum(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[4:6]))
+        counts = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+        return sum(int(n) for name, *rest in counts if name in own for n in rest[3:5])
 
-    end, needed = time.perf_counter() + patience, 0.03 * os.sysconf("SC_CLK_TCK") * (os.cpu_count() or 1) - 1
+    end, needed = time.perf_counter() + patience, 0.03 * os.sysconf("SC_CLK_TCK") * len(own) - 1
     time.sleep(0.005)
     while time.perf_counter() < end:
         before = idle()
@@ -185,7 +189,7 @@ def environment() -> dict[str, Any]:
     )
     packages = ("torch", "transformers", "onnxruntime-gpu", "onnx", "onnxscript", "moec")
     return {
-        "machine": {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "load": os.getloadavg()},
+        "machine": {"cpu": model, "cores": cores(), "system": platform.platform(), "load": os.getloadavg()},
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
     }
 
