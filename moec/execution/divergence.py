@@ -10,9 +10,9 @@ _TINY = 1e-30
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
     """KL(p ‖ q) of log-probabilities `[…, V]`, in nats: `[…]`, in their dtype. A token that p rules out costs
-    nothing."""
+    nothing; what is not a number stays so."""
     share = p.exp()
-    return torch.where(share > 0, share * (p - q), 0.0).sum(-1).clamp(min=0)  # below 0 by rounding only
+    return torch.where(share == 0, 0.0, share * (p - q)).sum(-1).clamp(min=0)  # below 0 by rounding only
 
 
 def apart(wanted: Tensor, got: Tensor, logits: bool) -> float:

@@ -36,3 +36,10 @@ def test_other_outputs_are_apart_by_their_squares() -> None:
     wanted = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     assert abs(apart(wanted, 0.9 * wanted, logits=False) - 0.01) < 1e-6
     assert apart(wanted, wanted, logits=False) == 0
+
+
+def test_what_is_not_a_number_is_not_near_anything() -> None:
+    some = torch.tensor([[0.0, 1.0, 2.0]])
+    nothing = torch.tensor([[math.nan, 1.0, 2.0]])
+    for pair in ((some, nothing), (nothing, some), (nothing, nothing)):
+        assert math.isnan(apart(*pair, logits=True)) and math.isnan(divergence(*(v.log_softmax(-1) for v in pair)))
