@@ -51,6 +51,11 @@ def is_past(name: str) -> bool:
     return name.startswith(_PAST)
 
 
+def is_sum(name: str) -> bool:
+    """Whether an input or output is a state that sums over all tokens: a recurrent one."""
+    return name.endswith(f".{RECURRENT[1]}")
+
+
 def present_name(past: str) -> str:
     """The output that continues a state: `past_sequence + sequence` long where it grows, else of the same shape."""
     return past.replace(_PAST, _PRESENT)

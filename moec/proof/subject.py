@@ -112,7 +112,7 @@ class Subject:
         if self.program.approximate:
             own = Tolerance.of_passes(self.program.history)
         elif self.kernel_deviation is not None:
-            own = Tolerance(max(own.deviation, self.kernel_deviation))
+            own = replace(own, deviation=max(own.deviation, self.kernel_deviation))
         return own if self.tighter is None else replace(own, deviation=min(own.deviation, self.tighter))
 
     @property

@@ -44,10 +44,11 @@ class Outputs(Check):
             return None
         worst = found.worst
         figures = found.figures(worst)
+        allowed = found.deviation_of(worst)
         if found.max_rms is None:
+            bound = found.allowed if allowed is None else f"{figure_of(allowed)} allowed"
             figures = (
-                f"max |d|/std {worst.deviation:.2g} ({found.allowed}), max |d| {worst.max_abs:.2g}, "
-                f"cosine {worst.cosine:.4g}"
+                f"max |d|/std {worst.deviation:.2g} ({bound}), max |d| {worst.max_abs:.2g}, cosine {worst.cosine:.4g}"
             )
         what = f"{found.candidate} differs from {found.reference} in {worst.name!r}: {worst.problem or figures}"
         where = f"output {worst.name!r}, {found.samples} samples"
@@ -109,10 +110,10 @@ class Outputs(Check):
 
     def _values(self, o: OutputError, ranked: bool) -> dict[str, str]:
         hangs = f" + {100 * o.top1_undecided:.2g} % undecided" if o.top1_undecided else ""
-        found = self.comparison
+        allowed = self.comparison.deviation_of(o)
         values = {
             "max|d|/std": f"{o.deviation:.2e}",
-            "allowed": "–" if found.tolerance is None else figure_of(found.tolerance),
+            "allowed": "–" if allowed is None else figure_of(allowed),
             **self._spread(o),
             "max|d|": f"{o.max_abs:.2e}",
             "mean|d|": f"{o.mean_abs:.2e}",
