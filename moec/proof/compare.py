@@ -22,8 +22,8 @@ from moec.shown import figure_of
 
 # max |difference| / std(reference) that rounding alone explains in a network of tens of layers computed in this dtype
 _ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
-# a recurrent state beside others, in units of its own spread: each of its numbers sums over all tokens, and few are large.
-# Eager float32 was measured 4.6e-4 from float64 in layer 10 of a Qwen3-Next of 0.3 B parameters, and 9e-5 in its logits
+# a recurrent state, in units of its own spread: each of its numbers sums over all tokens, and few are large. Eager
+# float32 was measured 4.6e-4 from float64 in layer 10 of a Qwen3-Next of 0.3 B parameters, and 9e-5 in its logits
 _STATES = 2.0
 _UNDECIDED = 0.5  # how far apart two candidates are, in the same unit, that a quality budget may swap
 
