@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from moec.backends.onnx.sessions import Providers, open_on
 from moec.backends.onnxruntime.session.libraries import PROVIDER, require_cuda
+from moec.backends.onnxruntime.session.own_kernels import register, require_same, wanted
 from moec.errors import MoecError
 from moec.targets.target import Target
 
@@ -53,6 +54,8 @@ def open_session(path: Path, target: Target, prepack: bool = True, **provider: s
     when the file does not load. `provider`: more settings of the CUDA provider."""
     if device_of(target) == "cuda":
         require_cuda(str(target))
+    if wanted(target):
+        require_same(path.parent)
     options = options_of(target)
     left_out = None if prepack else _stay_small(options)
     try:
@@ -92,6 +95,8 @@ def options_of(target: Target) -> Any:
     options.intra_op_num_threads = target.threads
     if device_of(target) == "cuda":
         options.add_session_config_entry(ONE_COPY, "1")
+    if wanted(target):
+        register(options)
     return options
 
 
