@@ -25,7 +25,14 @@ from moec.backends.onnxruntime.experts.grouped import FLAT, branches, emit_group
 from moec.backends.onnxruntime.experts.kernel import emit_native, emit_portable, emit_told
 from moec.backends.onnxruntime.experts.native_rule import has_logits, is_native, kernel_activation
 from moec.backends.onnxruntime.experts.operands import WIDE
-from moec.backends.onnxruntime.experts.own_kernel import FORMULATION, OWN, emit_own, why_not_own
+from moec.backends.onnxruntime.experts.own_kernel import (
+    FORMULATION,
+    OWN,
+    emit_own,
+    emit_routed,
+    why_not_own,
+    why_not_routed,
+)
 from moec.backends.onnxruntime.experts.qmoe import each_width, emit_weighted, kernel_bits, why_not_qmoe
 from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
 from moec.weights.weight import PackedWeight
@@ -119,16 +126,17 @@ def _lower_node(
 
 def _lower_own(emit: Emitter, node: ir.Node, block: MoeNode) -> dict[str, Any]:
     """The block as an operator of moec's own library."""
-    inputs = list(node.inputs)
-    if block.routing is not None:
+    inputs, why = list(node.inputs), "one operator of moec's own computes all experts"
+    if block.routing is not None and not (apart := why_not_routed(block)):
+        y, why = emit_routed(emit, block), f"{why}, and routes"
+    elif block.routing is not None:
         ids, weights = emit_choice(emit, block, emit_logits(emit, block))
-        dtype = block.wide
+        y, why = emit_own(emit, block, ids, weights, block.wide), f"{why}; {apart}"
     else:
         assert block.ids is not None and block.weights is not None
-        ids, weights, dtype = block.ids, block.weights, block.weights.dtype or block.dtype
-    emit.replace(emit_own(emit, block, ids, weights, dtype))
+        y = emit_own(emit, block, block.ids, block.weights, block.weights.dtype or block.dtype)
+    emit.replace(y)
     remove_unread(emit.graph, inputs)
-    why = "one operator of moec's own computes all experts"
     fact = {"node": emit.name, "op": node.op_type, "formulation": FORMULATION, "why": why}
     return {**fact, **_packed_facts(block, FORMULATION)}
 

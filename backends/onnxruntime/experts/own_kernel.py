@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from moec.backends.onnx.emit import Emitter
 from moec.backends.onnx.moe_node import MoeNode
-from moec.dialect import Activation
+from moec.dialect import Activation, Routing
+from moec.dialect.routing import COMBINES, SCORES
 from moec.weights.lazy import Weight
 from moec.weights.weight import PackedWeight
 
@@ -22,6 +23,13 @@ FORMULATION = "own kernel"
 # by their numbers in moec/kernels/cpu/block.h
 FUNCTIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh", "sigmoid", "identity")
 BITS = (2, 4, 8)
+
+
+def why_not_routed(block: MoeNode) -> str:
+    """Why the router of a block stays in front of the operator, in a few words; empty where the operator routes."""
+    values = (block.router_weight, block.router_bias, block.selection_bias)
+    other = [v.dtype for v in values if v is not None and v.dtype != ir.DataType.FLOAT]
+    return "the router is not in float32" if other or block.router_weight is None else ""
 
 
 def why_not_own(block: MoeNode) -> str:
@@ -52,8 +60,27 @@ def emit_own(
     return emit("Experts", block.x, ids, weights, *_experts(emit, block), domain=OWN, **attributes(block))
 
 
+def emit_routed(emit: Emitter, block: MoeNode) -> ir.Value:
+    """Emit the operator that routes by itself, for a block with a router; returns `[..., H]`."""
+    rule = block.routing
+    assert rule is not None
+    router = (block.router_weight, block.router_bias, block.selection_bias)
+    return emit("Moe", block.x, *router, *_experts(emit, block), domain=OWN, **attributes(block), **_rule(rule))
+
+
+def _rule(rule: Routing) -> dict[str, Any]:
+    flags = {"by_two": rule.group_score == "top2", "closed_as_zero": rule.closed_as_zero}
+    return {
+        "score": SCORES.index(rule.score),
+        "combine": COMBINES.index(rule.combine),
+        **{name: getattr(rule, name) for name in ("top_k", "groups", "top_groups")},
+        **{name: float(getattr(rule, name)) for name in ("scale", "epsilon", "floor")},
+        **{name: int(flag) for name, flag in flags.items()},
+    }
+
+
 def attributes(block: MoeNode) -> dict[str, Any]:
-    """The operator's attributes but for those of a routing rule."""
+    """What both operators say of the experts."""
     rule: Activation = block.activation
     numbers = {name: float(getattr(rule, name)) for name in ("alpha", "beta", "limit", "cap", "up_cap")}
     flags = {"gated": rule.gated, "clamp_after": rule.clamp_after, "score_before": block.score_before}

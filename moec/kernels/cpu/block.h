@@ -31,6 +31,23 @@ struct Activation {
     float alpha, beta, limit, cap, up_cap;
 };
 
+enum Score { SOFTMAX_SCORE, SIGMOID_SCORE, SQRT_SOFTPLUS_SCORE, LOGIT_SCORE, SCORES };
+enum Combine { BY_SCORES, BY_SHARES, BY_SOFTMAX, BY_ONES, COMBINES };
+
+// See moec/dialect/routing.py.
+struct Routing {
+    int score, combine;
+    size_t top_k, groups, top_groups;
+    bool by_two, closed_as_zero;  // a group's score is the sum of its two best, not its best
+    float scale, epsilon, floor;
+};
+
+struct Router {
+    Matrix weight;                // [1, experts, hidden] in float32
+    const float* selection_bias;  // [experts], or null
+    Routing rule;
+};
+
 // The experts of one layer and the tokens of one call.
 struct Block {
     const float* x;        // [tokens, hidden]
@@ -72,6 +89,10 @@ struct Pool {
     void* context;
     void (*run)(void* context, void (*fn)(void*, size_t), void* data, size_t count);
 };
+
+// Chooses experts for all tokens: ids and weights [tokens, top_k]. Equal scores: the first expert.
+void choose(const Router& router, const float* x, size_t tokens, const Isa& isa, const Pool& pool, int64_t* ids,
+            float* weights);
 
 // Returns null, or what is wrong.
 const char* run_experts(const Block& block, const Isa& isa, const Pool& pool);

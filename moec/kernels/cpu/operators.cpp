@@ -1,9 +1,11 @@
 // The operators of the domain `moec.cpu` for ONNX Runtime: its tensors read as a block, its pool of threads lent to it.
 //
 // Experts(x, ids, weights, w_in, s_in?, z_in?, b_in?, w_out, s_out?, z_out?, b_out?) -> y
+// Moe(x, router_weight, router_bias?, selection_bias?, w_in, …) -> y
 #include <cstring>
 #include <exception>
 #include <string>
+#include <vector>
 
 #include "block.h"
 #include "onnxruntime.h"
@@ -105,6 +107,7 @@ struct Kernel {
     const Isa* isa;
     Activation activation;
     bool score_before;
+    Routing routing{};
 
     template <class T> T attribute(const KernelInfo* info, const char* name) {
         T found{};
@@ -112,7 +115,13 @@ struct Kernel {
         return found;
     }
 
-    Kernel(const Api& a, const KernelInfo* info) : api(a), isa(find_isa(nullptr)) {
+    size_t count(const KernelInfo* info, const char* name, int64_t least = 0) {
+        const int64_t found = attribute<int64_t>(info, name);
+        require(found >= least && found < 1 << 30, "a number is too small or too large");
+        return static_cast<size_t>(found);
+    }
+
+    Kernel(const Api& a, const KernelInfo* info, bool routes) : api(a), isa(find_isa(nullptr)) {
         activation.function = static_cast<int>(attribute<int64_t>(info, "function"));
         require(activation.function >= 0 && activation.function < FUNCTIONS, "there is no such function");
         activation.gated = attribute<int64_t>(info, "gated") != 0;
@@ -123,6 +132,16 @@ struct Kernel {
         activation.cap = attribute<float>(info, "cap");
         activation.up_cap = attribute<float>(info, "up_cap");
         score_before = attribute<int64_t>(info, "score_before") != 0;
+        if (!routes) return;
+        routing.score = static_cast<int>(count(info, "score"));
+        routing.combine = static_cast<int>(count(info, "combine"));
+        require(routing.score < SCORES && routing.combine < COMBINES, "there is no such rule");
+        routing.top_k = count(info, "top_k", 1);
+        routing.groups = count(info, "groups", 1), routing.top_groups = count(info, "top_groups", 1);
+        routing.by_two = count(info, "by_two") != 0, routing.closed_as_zero = count(info, "closed_as_zero") != 0;
+        routing.scale = attribute<float>(info, "scale");
+        routing.epsilon = attribute<float>(info, "epsilon");
+        routing.floor = attribute<float>(info, "floor");
     }
 
     // A block with all but its routing; `index` is of the first matrix.
@@ -146,17 +165,22 @@ struct Kernel {
         return b;
     }
 
-    void run(KernelContext* context, Block b) const {
-        struct Lent {
-            const Api& api;
-            KernelContext* context;
-        } lent{api, context};
-        const Pool pool{&lent, [](void* c, void (*fn)(void*, size_t), void* data, size_t count) {
-                            const Lent& l = *static_cast<Lent*>(c);
-                            if (count == 1) return fn(data, 0);
-                            if (count) check(l.api.parallel_for(l.context, fn, count, data));
-                        }};
+    void run(const Block& b, const Pool& pool) const {
         if (const char* wrong = run_experts(b, *isa, pool)) throw Refused{wrong};
+    }
+};
+
+// The runtime's own threads.
+struct Lent {
+    const Api& api;
+    KernelContext* context;
+
+    Pool pool() {
+        return {this, [](void* c, void (*fn)(void*, size_t), void* data, size_t count) {
+                    Lent& own = *static_cast<Lent*>(c);
+                    if (count == 1) return fn(data, 0);
+                    if (count) check(own.api.parallel_for(own.context, fn, count, data));
+                }};
     }
 };
 
@@ -167,7 +191,33 @@ void experts(const Kernel& kernel, KernelContext* context) {
     require(ids.rows() == b.tokens && weights.rows() == b.tokens && weights.last() == ids.last(), "a row for each token");
     b.ids = static_cast<const int64_t*>(ids.data), b.weights = static_cast<const float*>(weights.data);
     b.top_k = ids.last();
-    kernel.run(context, b);
+    Lent lent{kernel.api, context};
+    kernel.run(b, lent.pool());
+}
+
+void moe(const Kernel& kernel, KernelContext* context) {
+    const Tensor router = read(kernel.api, context, 1), router_bias = read(kernel.api, context, 2),
+                 selection_bias = read(kernel.api, context, 3);
+    Block b = kernel.block(context, 4);
+    const Routing& rule = kernel.routing;
+    require(router.type == ort::FLOAT && router.rank == 2 && router.at(0) == b.experts && router.at(1) == b.hidden,
+            "the router is a float32 matrix with a row for each expert");
+    for (const Tensor& bias : {router_bias, selection_bias})
+        require(!bias.data || (bias.type == ort::FLOAT && bias.rank == 1 && bias.at(0) == b.experts),
+                "a router's biases are float32, one for each expert");
+    require(rule.top_k <= b.experts && b.experts % rule.groups == 0 && rule.top_groups <= rule.groups &&
+                (!rule.by_two || b.experts / rule.groups >= 2),
+            "there are fewer experts or groups than are to be chosen");
+    const Matrix weight{router.data, nullptr, nullptr, static_cast<const float*>(router_bias.data), b.experts,
+                        b.hidden,    0,       32};
+    std::vector<int64_t> ids(b.tokens * rule.top_k);
+    std::vector<float> weights(b.tokens * rule.top_k);
+    Lent lent{kernel.api, context};
+    const Pool pool = lent.pool();
+    choose({weight, static_cast<const float*>(selection_bias.data), rule}, b.x, b.tokens, *kernel.isa, pool, ids.data(),
+           weights.data());
+    b.ids = ids.data(), b.weights = weights.data(), b.top_k = rule.top_k;
+    kernel.run(b, pool);
 }
 
 template <class F> Status* guarded(const Api& api, F f) {
@@ -183,7 +233,8 @@ template <class F> Status* guarded(const Api& api, F f) {
     }
 }
 
-// An operator of which the first `given` inputs must be there, then those at `first` and `first` + 4.
+// An operator of which the first GIVEN inputs must be there, then those at FIRST and FIRST + 4. One that routes has
+// optional inputs between.
 template <size_t GIVEN, size_t FIRST, void (*COMPUTE)(const Kernel&, KernelContext*)> CustomOp operator_named() {
     CustomOp op{};
     op.version = ort::VERSION;
@@ -201,7 +252,7 @@ template <size_t GIVEN, size_t FIRST, void (*COMPUTE)(const Kernel&, KernelConte
     op.variadic_input_alike = op.variadic_output_alike = [](const CustomOp*) -> int { return 0; };
     op.create_checked = [](const CustomOp*, const void* const* table, const KernelInfo* info, void** kernel) {
         const Api api{table};
-        return guarded(api, [&] { *kernel = new Kernel(api, info); });
+        return guarded(api, [&] { *kernel = new Kernel(api, info, FIRST > GIVEN); });
     };
     op.compute_checked = [](void* kernel, KernelContext* context) {
         const Kernel& own = *static_cast<Kernel*>(kernel);
@@ -224,8 +275,9 @@ EXPORTED ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort:
         return table ? Api{table}.fail("moec.cpu needs ONNX Runtime 1.22 or later") : nullptr;
     }
     const Api api{table};
-    static CustomOp known[] = {operator_named<3, 3, experts>()};
+    static CustomOp known[] = {operator_named<3, 3, experts>(), operator_named<2, 4, moe>()};
     known[0].name = [](const CustomOp*) -> const char* { return "Experts"; };
+    known[1].name = [](const CustomOp*) -> const char* { return "Moe"; };
     ort::Domain* domain = nullptr;
     if (Status* wrong = api.create_domain("moec.cpu", &domain)) return wrong;
     for (const CustomOp& op : known)
