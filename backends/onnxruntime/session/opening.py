@@ -10,6 +10,8 @@ from moec.backends.onnx.sessions import Providers, open_on
 from moec.backends.onnxruntime.session.libraries import PROVIDER, require_cuda
 from moec.backends.onnxruntime.session.own_kernels import register, require_same, wanted
 from moec.errors import MoecError
+from moec.kernels.cpu.building import LIBRARY
+from moec.layouts.facts import OPERATORS
 from moec.targets.target import Target
 
 CPU = "CPUExecutionProvider"
@@ -39,7 +41,9 @@ def cuda_options(target: Target) -> dict[str, str]:
 
 def client_settings(target: Target) -> dict[str, str]:
     """What clients other than moec's have to set: see `Backend.client_settings`."""
-    return {**cuda_options(target), ONE_COPY: "1"} if device_of(target) == "cuda" else {}
+    if device_of(target) == "cuda":
+        return {**cuda_options(target), ONE_COPY: "1"}
+    return {OPERATORS: LIBRARY} if wanted(target) else {}
 
 
 def providers_of(target: Target, **more: str) -> Providers:
