@@ -37,7 +37,11 @@ from moec.backends.onnxruntime.experts.qmoe import each_width, emit_weighted, ke
 from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
 from moec.weights.weight import PackedWeight
 
-READERS = {"grouped": "MatMulNBits", "gathered": "GatherBlockQuantized", FORMULATION: "Experts"}  # of packed weights, by the form
+READERS = {
+    "grouped": "MatMulNBits",
+    "gathered": "GatherBlockQuantized",
+    FORMULATION: "Experts",
+}  # of packed weights, by the form
 PORTABLE, TOLD = "kernel, portable routing", "kernel, routing before it"
 
 

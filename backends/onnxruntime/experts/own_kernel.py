@@ -52,9 +52,7 @@ def _why_not_matrix(weight: Weight | PackedWeight) -> str:
     return ""
 
 
-def emit_own(
-    emit: Emitter, block: MoeNode, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType
-) -> ir.Value:
+def emit_own(emit: Emitter, block: MoeNode, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType) -> ir.Value:
     """Emit the operator for `ids` and `weights`, both `[..., K]`; returns `[..., H]`."""
     weights = emit.cast(weights, weights_dtype, ir.DataType.FLOAT)
     return emit("Experts", block.x, ids, weights, *_experts(emit, block), domain=OWN, **attributes(block))

@@ -115,7 +115,14 @@ def run(
     matrices = [_matrix(stack, place, held) for stack in (mixture.first, mixture.second)]
     rule = mixture.activation
     activation = _Activation(
-        FUNCTIONS.index(rule.name), rule.gated, rule.clamp_after, rule.alpha, rule.beta, rule.limit, rule.cap, rule.up_cap
+        FUNCTIONS.index(rule.name),
+        rule.gated,
+        rule.clamp_after,
+        rule.alpha,
+        rule.beta,
+        rule.limit,
+        rule.cap,
+        rule.up_cap,
     )
     sizes = (*ids.shape, mixture.first.data.shape[0], x.shape[1], mixture.second.columns)
     block = _Block(*(t.data_ptr() for t in held[:4]), *sizes, *matrices, activation, mixture.score_before)

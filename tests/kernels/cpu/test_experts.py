@@ -43,9 +43,7 @@ def mixture(
 def wanted(block: Mixture, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """The dialect's own reference, in float64."""
     rule = block.activation.arguments()
-    y = torch.ops.moec.experts(
-        x.double(), ids, weights.double(), *block.wide, **rule, score_before=block.score_before
-    )
+    y = torch.ops.moec.experts(x.double(), ids, weights.double(), *block.wide, **rule, score_before=block.score_before)
     return y.float()
 
 
