@@ -39,11 +39,12 @@ def compiler() -> str | None:
 
 def units() -> list[tuple[str, str, tuple[str, ...]]]:
     """What is compiled: a name, its source, and flags of its own."""
-    plain = [(path.stem, path.name, ("-O3",)) for path in sorted(SOURCES.glob("*.cpp")) if path.stem != "isa"]
-    sets = [("isa_plain", "isa.cpp", ("-O1",))]  # the reference; larger code would not make it fast
+    found: list[tuple[str, str, tuple[str, ...]]]
+    found = [(path.stem, path.name, ("-O3",)) for path in sorted(SOURCES.glob("*.cpp")) if path.stem != "isa"]
+    found += [("isa_plain", "isa.cpp", ("-O1",))]  # the reference; larger code would not make it fast
     if platform.machine() in ("x86_64", "AMD64"):
-        sets += [("isa_avx2", "isa.cpp", ("-O3", *AVX2)), ("isa_avx512", "isa.cpp", ("-O3", *AVX512))]
-    return plain + sets
+        found += [("isa_avx2", "isa.cpp", ("-O3", *AVX2)), ("isa_avx512", "isa.cpp", ("-O3", *AVX512))]
+    return found
 
 
 def build(out: Path, more: Sequence[str] = ()) -> Path:

@@ -114,16 +114,8 @@ def run(
     held = [place(t) for t in (x, ids, weights, torch.full_like(x, 7.0))]
     matrices = [_matrix(stack, place, held) for stack in (mixture.first, mixture.second)]
     rule = mixture.activation
-    activation = _Activation(
-        FUNCTIONS.index(rule.name),
-        rule.gated,
-        rule.clamp_after,
-        rule.alpha,
-        rule.beta,
-        rule.limit,
-        rule.cap,
-        rule.up_cap,
-    )
+    numbers = (rule.alpha, rule.beta, rule.limit, rule.cap, rule.up_cap)
+    activation = _Activation(FUNCTIONS.index(rule.name), rule.gated, rule.clamp_after, *numbers)
     sizes = (*ids.shape, mixture.first.data.shape[0], x.shape[1], mixture.second.columns)
     block = _Block(*(t.data_ptr() for t in held[:4]), *sizes, *matrices, activation, mixture.score_before)
     wrong = library.moec_cpu_experts(ctypes.byref(block), isa.encode(), int(reversed_))

@@ -49,12 +49,10 @@ def test_plain_onnx_runtime_opens_it_with_one_line(engine: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(str(engine / LIBRARY))
     session = onnxruntime.InferenceSession(str(engine / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    feeds = {
-        i.name: np.zeros(
-            [d if isinstance(d, int) else 1 for d in i.shape], np.int64 if "int64" in i.type else np.float32
-        )
-        for i in session.get_inputs()
-    }
+    feeds = {}
+    for i in session.get_inputs():
+        sizes = [d if isinstance(d, int) else 1 for d in i.shape]
+        feeds[i.name] = np.zeros(sizes, np.int64 if "int64" in i.type else np.float32)
     feeds["attention_mask"] = np.ones((1, 2), np.int64)
     assert np.isfinite(session.run(["logits"], feeds)[0]).all()
 
