@@ -1,6 +1,8 @@
 # make demo: compile a real model, run it, compare.   make test: everything.   make test-all: repeated cases too.
 # make docs: the documentation as a site, in site/.   make pictures: its plots, from benchmarks/results.
 # make first-hour: docs/first-hour.md, by doing it in an empty environment.
+# make kernels: the CPU kernels of the target option kernels=moec, by a C++ compiler.   make kernels-checked: their
+# tests with the address and undefined-behaviour sanitizers.
 # make wheel-demo: the demo from the installed wheel, in an environment that has nothing else.
 VENV ?= .venv
 PYTHON ?= python3
@@ -12,7 +14,7 @@ WHEEL_VENV ?= .venv-wheel
 NUMBERS = $(BIN)/python -m pytest -n 2 --dist worksteal -k "not every_gpu" tests/kernels tests/dialect
 OLD_CPU = OPENBLAS_CORETYPE=Nehalem ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: demo test test-all numbers lint docs pictures first-hour wheel-demo clean
+.PHONY: demo test test-all numbers lint docs pictures first-hour wheel-demo kernels kernels-checked clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/minilm.py demo-engine
@@ -35,6 +37,17 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+kernels: $(STAMP)
+	$(BIN)/python -m moec.kernels.cpu.building
+
+# the interpreter is not compiled with the sanitizers, so their library is loaded before it
+CHECKED = /tmp/moec-kernels-checked/libmoec_cpu.so
+kernels-checked: $(STAMP)
+	mkdir -p $(dir $(CHECKED))
+	$(BIN)/python -m moec.kernels.cpu.building --sanitize --out $(CHECKED)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 MOEC_CPU_KERNELS=$(CHECKED) $(BIN)/python -m pytest tests/kernels/cpu
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
@@ -73,4 +86,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(WHEEL_VENV) demo-engine site build dist *.egg-info
+	rm -rf $(VENV) $(WHEEL_VENV) demo-engine site build dist *.egg-info moec/kernels/cpu/*.so

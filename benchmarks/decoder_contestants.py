@@ -84,20 +84,15 @@ def compiled(folder: Path) -> Run:
 
 
 # ---------------------------------------------------------------------- ONNX Runtime
-def moec_engine(folder: Path, optimize_for: str = "latency") -> Run:
-    """What a user gets from `moec.compile`."""
+def moec_engine(folder: Path, optimize_for: str = "latency", kernels: str = "runtime") -> Run:
+    """What a user gets from `moec.compile`; `kernels=moec` needs `make kernels`."""
     import moec
 
+    target = f"onnxruntime:kernels={kernels},threads={cores()}"
     out = once(
         folder,
-        f"moec-{optimize_for}",
-        lambda out: moec.compile(
-            str(folder),
-            out=out,
-            target=f"onnxruntime:threads={cores()}",
-            optimize_for=optimize_for,
-            layout="plain",
-        ),
+        f"moec-{optimize_for}-{kernels}",
+        lambda out: moec.compile(str(folder), out=out, target=target, optimize_for=optimize_for, layout="plain"),
     )
     return continued(moec.load(out))
 
@@ -250,6 +245,7 @@ def llama_cpp(folder: Path, q4: bool = False) -> Run:
 CONTESTANTS: dict[str, Callable[[Path], Run]] = {
     "moec": moec_engine,
     "moec throughput": lambda folder: moec_engine(folder, "throughput"),
+    "moec, own kernel": lambda folder: moec_engine(folder, kernels="moec"),
     "moec in genai": lambda folder: genai(folder, builder=False),
     "eager": eager,
     "grouped_mm": lambda folder: eager(folder, "grouped_mm"),
@@ -258,4 +254,4 @@ CONTESTANTS: dict[str, Callable[[Path], Run]] = {
     "genai builder": lambda folder: genai(folder, builder=True),
     "llama.cpp": llama_cpp,
 }
-DENSE_ONLY, MOE_ONLY = ("genai builder",), ("grouped_mm", "moec throughput")
+DENSE_ONLY, MOE_ONLY = ("genai builder",), ("grouped_mm", "moec throughput", "moec, own kernel")

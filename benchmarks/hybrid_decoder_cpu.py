@@ -20,7 +20,7 @@ if __name__ == "__main__":
         name="hybrid_decoder_cpu",
         about=__doc__,
         cases=HYBRIDS,
-        people=("moec", "eager", "grouped_mm", "OnnxExporter", "llama.cpp"),
+        people=("moec", "moec, own kernel", "eager", "grouped_mm", "OnnxExporter", "llama.cpp"),
         always=("moec", "eager"),
         measure=measure,
         rows_of=rows_of,

@@ -86,7 +86,7 @@ def moec_engine(case: Case, optimize_for: str, target: str = "onnxruntime") -> P
     moec.compile(case.model(), out=folder, target=target, optimize_for=optimize_for)
     engine = (
         moec.load(folder)
-        if target == "onnxruntime"
+        if target != "onnxruntime:cuda"
         else find_backend(Target.parse("onnxruntime")).load(folder, Target.parse("onnxruntime"))
     )
     return lambda ids: lambda: engine(input_ids=ids, attention_mask=torch.ones_like(ids))["last_hidden_state"].numpy()
@@ -144,6 +144,7 @@ CONTESTANTS: dict[str, Callable[[Case], Prepare]] = {
     "read": reader,
     "moec latency": lambda case: moec_engine(case, "latency"),
     "moec throughput": lambda case: moec_engine(case, "throughput"),
+    "moec, own kernel": lambda case: moec_engine(case, "latency", "onnxruntime:kernels=moec"),
     "MoE operator": lambda case: moec_engine(case, "latency", "onnxruntime:cuda"),
     "eager": lambda case: torch_model(case, "eager"),
     "grouped_mm": lambda case: torch_model(case, "grouped_mm"),

@@ -83,3 +83,32 @@ def translator_engine(translator: Path, tmp_path_factory: pytest.TempPathFactory
     out = tmp_path_factory.mktemp("engines") / "bart"
     moec.compile(str(translator), out=out)
     return out
+
+
+@pytest.fixture(scope="session")
+def cpu_kernels_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """moec's kernels for CPUs, compiled from the sources here, once for all workers; those that the environment names,
+    where it does."""
+    import fcntl
+
+    from moec.kernels.cpu.building import LIBRARY, build, compiler
+    from moec.kernels.cpu.library import PLACE, require_library
+
+    if os.environ.get(PLACE):
+        return require_library()
+    if compiler() is None:
+        pytest.skip("needs a C++ compiler")
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (folder / "kernels.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return folder / LIBRARY if (folder / LIBRARY).exists() else build(folder / LIBRARY)
+
+
+@pytest.fixture
+def cpu_kernels(cpu_kernels_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, where engines look for them."""
+    from moec.kernels.cpu.library import PLACE
+
+    monkeypatch.setenv(PLACE, str(cpu_kernels_file))
+    return cpu_kernels_file

@@ -50,6 +50,7 @@ def stages_of(
     inputs: tuple[Input, ...],
     providers: Providers = CPU,
     prepare: Callable[[ir.Model], Condition | None] | None = None,
+    register: Callable[[Any], None] | None = None,
 ) -> Iterator[tuple[str, Engine]]:
     """The name of each step that changes the graph and an engine that runs it as it then is, the export first.
 
@@ -59,12 +60,13 @@ def stages_of(
         providers: of ONNX Runtime.
         prepare: what must be done to a copy of the graph, in place, before the runtime can take it; a condition on
             sizes that it gives is the engine's.
+        register: lets sessions with some `onnxruntime.SessionOptions` know operators that are not the runtime's.
     """
     for name, result in each_step(model, steps):
         if result.modified:
             graph = model.clone()
             room = None if prepare is None else prepare(graph)
-            engine = GraphEngine(graph, inputs, providers)
+            engine = GraphEngine(graph, inputs, providers, register)
             engine.assume(Assumptions(() if room is None else (room,)))
             yield name, engine
 
@@ -76,15 +78,23 @@ class GraphEngine(Engine):
         model: the graph; not to be changed any more.
         inputs: its signature.
         providers: of ONNX Runtime.
+        register: see `stages_of`.
     """
 
-    def __init__(self, model: ir.Model, inputs: tuple[Input, ...], providers: Providers = CPU) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        inputs: tuple[Input, ...],
+        providers: Providers = CPU,
+        register: Callable[[Any], None] | None = None,
+    ) -> None:
         self.name, self.inputs = "graph", inputs
         self.outputs = tuple(str(value.name) for value in model.graph.outputs)
         self._model, self._providers, self._layers = model, list(providers), layers_of(model.graph)
         self.assume(read_assumptions(model.metadata_props, self.name))
         self._folder: TemporaryDirectory[str] | None = None
         self._sessions: dict[int, Any] = {}
+        self._register = register
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raises M208 when ONNX Runtime cannot run a part of the graph."""
@@ -150,6 +160,8 @@ class GraphEngine(Engine):
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if self._register is not None:
+            self._register(options)
         return open_on(self._providers, str(path), options)
 
     def _part(self, nodes: list[ir.Node], wanted: list[ir.Value], values: Values) -> ir.Model:

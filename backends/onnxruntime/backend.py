@@ -22,6 +22,7 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 OPTIONS: Declared = {
     "precision": tuple(PRECISIONS), "threads": Count(low=0, high=4096), "accuracy": ("exact", "int8"),
     "tf32": ("false", "true"), "tune": Count("TOKENS", low=0, high=2**20), "graph": ("false", "true"),
+    "kernels": ("runtime", "moec"),
 }  # fmt: skip
 ROUNDED = 0.3  # max |d|/std that activations of 8 bits may cost: 0.05 to 0.17 in decoders of two to six layers
 TF32 = 0.02  # the same for factors of 10 bits, as in half precision: 0.006 to 0.010 in decoders of two layers
@@ -30,7 +31,7 @@ PACKAGES = ("onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript")
 
 class Onnxruntime(Backend):
     """ONNX Runtime 1.31 or newer. Targets `onnxruntime[:cpu]` and `onnxruntime:cuda`, options `precision=fp32|fp16`,
-    `threads=N`, `accuracy=exact|int8`, `tf32=false|true`, `tune=TOKENS`, `graph=false|true`.
+    `threads=N`, `accuracy=exact|int8`, `tf32=false|true`, `tune=TOKENS`, `graph=false|true`, `kernels=runtime|moec`.
 
     `accuracy=int8` lets products with quantized weights round their activations to 8 bits: faster, and no longer equal
     to the program. `tf32=true` lets CUDA round the factors of float32 products to 10 bits of mantissa (TF32), those of
@@ -38,6 +39,8 @@ class Onnxruntime(Backend):
     `tune=TOKENS`: up to so many tokens a call CUDA's kernels for experts are chosen when an engine is loaded (512 by
     default, 0 for none), longer calls choose when they first come. `graph=true`: moec's own runner captures a step of
     one token as a CUDA graph, so that it is one launch; for decoders whose cache lies in buffers without padding.
+    `kernels=moec`: experts on the CPU run in moec's own library (`moec.kernels.cpu`), which lies in the engine's folder
+    and which other clients have to load.
     """
 
     name = "onnxruntime"
@@ -48,6 +51,8 @@ class Onnxruntime(Backend):
 
     def probe(self, target: Target) -> Probe:
         from moec.backends.onnxruntime.session.libraries import missing, phrases
+        from moec.backends.onnxruntime.session.own_kernels import wanted
+        from moec.kernels.cpu.library import way_out, why_not
 
         try:
             import onnxruntime  # noqa: F401
@@ -55,7 +60,10 @@ class Onnxruntime(Backend):
             versions = {p: version(p) for p in PACKAGES}
         except (ImportError, PackageNotFoundError) as error:
             return Probe(False, missing=str(error), install="pip install onnxruntime-gpu onnx onnx-ir onnxscript")
-        return Probe(True, versions, devices=tuple(usable_providers()), lacking=phrases(missing()))
+        lacks = why_not()
+        if lacks and wanted(target):
+            return Probe(False, versions, missing=lacks, install=way_out())
+        return Probe(True, versions, devices=tuple(usable_providers()), lacking=(*phrases(missing()), *_unmade(lacks)))
 
     def options(self, target: Target) -> list[Refusal]:
         refusals = []
@@ -69,6 +77,9 @@ class Onnxruntime(Backend):
             refusals.append(Refusal("only CUDA has TF32", str(target), "use onnxruntime:cuda,tf32=true"))
         if target.options.get("graph") == "true" and target.device != "cuda":
             refusals.append(Refusal("only CUDA has graphs", str(target), "use onnxruntime:cuda,graph=true"))
+        if target.options.get("kernels") == "moec" and target.device == "cuda":
+            fix = "leave kernels=moec out: CUDA has ONNX Runtime's"
+            refusals.append(Refusal("moec's own kernels for ONNX Runtime are for CPUs", str(target), fix))
         return refusals + refused_options(target, OPTIONS)
 
     def supports(self, program: Program, target: Target) -> list[Refusal]:
@@ -119,11 +130,14 @@ class Onnxruntime(Backend):
         from moec.backends.onnxruntime.lowering import lowered
         from moec.backends.onnxruntime.session.cuda_graph import require_fixed_shapes
         from moec.backends.onnxruntime.session.engine import MODEL_FILE
+        from moec.backends.onnxruntime.session.own_kernels import put_into, wanted
 
         model, facts = lowered(program, target, optimize_for, progress)
         if target.options.get("graph") == "true":
             require_fixed_shapes(model.metadata_props, str(target))
         write_model(model, folder / MODEL_FILE, progress)
+        if wanted(target):
+            put_into(folder)
         self._lowered = program, model
         return facts
 
@@ -221,6 +235,13 @@ def usable_providers() -> list[str]:
     from moec.backends.onnxruntime.session.libraries import PROVIDER, cuda_is_usable
 
     return [PROVIDER] * cuda_is_usable() + ["CPUExecutionProvider"]
+
+
+def _unmade(lacks: str) -> tuple[str, ...]:
+    """For `Probe.lacking`: that moec's own kernels are not compiled, where it is so."""
+    from moec.kernels.cpu.library import way_out
+
+    return (f"kernels=moec: {lacks} ({way_out()})",) if lacks else ()
 
 
 def _metadata(folder: Path) -> Mapping[str, str]:

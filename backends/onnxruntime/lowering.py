@@ -22,6 +22,7 @@ from moec.backends.onnxruntime.optimization.last_logits import cut_logits
 from moec.backends.onnxruntime.optimization.optimize import optimization
 from moec.backends.onnxruntime.packed.quantized import lower_quantized, set_accuracy
 from moec.backends.onnxruntime.packed.unpacking import unpack_products, unpacked
+from moec.backends.onnxruntime.session.own_kernels import register, wanted
 from moec.execution.engine import Engine
 from moec.program.program import Program
 from moec.progress import Progress
@@ -41,7 +42,7 @@ def steps_for(target: Target, optimize_for: str = "latency", windows: Sequence[i
         Step("lower-linear-attention", lower_linear_attention, facts="linear_attention"),
         Step("lower-selective-scans", lower_selective_scans, facts="selective_scans"),
         Step("lower-convolutions", lower_causal_convs, facts="convolutions"),
-        Step("lower-experts", lower_experts, optimize_for, provider, rounded, facts="blocks"),
+        Step("lower-experts", lower_experts, optimize_for, provider, rounded, wanted(target), facts="blocks"),
         Step("lower-quantized", lower_quantized, facts="packed"),
         Step("set-accuracy", set_accuracy, 4 if rounded else 0),
         *optimization(optimize_for, provider),
@@ -54,7 +55,7 @@ def lowered(
     program: Program, target: Target, optimize_for: str = "latency", progress: Progress | None = None
 ) -> tuple[ir.Model, dict[str, Any]]:
     """The ONNX model in memory, weights lazy, and the facts about it: `blocks`, `attention`, `packed`, `opset`."""
-    model = to_onnx(program, target.device or "cpu")
+    model = to_onnx(program, target.device or "cpu", wanted(target))
     facts = apply_steps(model, steps_for(target, optimize_for, compact_windows(program, target)), progress)
     write_tf32(model, target)
     if facts.pop("unpacked", 0):
@@ -64,6 +65,6 @@ def lowered(
 
 def stages(program: Program, target: Target, optimize_for: str, providers: Providers) -> Iterator[tuple[str, Engine]]:
     """See `Backend.stages`."""
-    model = to_onnx(program, target.device or "cpu")
+    model = to_onnx(program, target.device or "cpu", wanted(target))
     steps = steps_for(target, optimize_for, compact_windows(program, target))
-    yield from stages_of(model, steps, program.inputs, providers)
+    yield from stages_of(model, steps, program.inputs, providers, register=register if wanted(target) else None)

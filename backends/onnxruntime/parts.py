@@ -8,12 +8,14 @@ of the parts.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from moec.backends.onnxruntime.session.engine import MODEL_FILE
 from moec.errors import MoecError
+from moec.kernels.cpu.building import LIBRARY
 from moec.program.encoder_decoder import DECODER, ENCODER
 from moec.program.vision_language import EMBEDDING, VISION
 
@@ -29,10 +31,12 @@ def file_of(folder: Path, part: str) -> Path:
 
 
 def put_beside(folder: Path, parts: Sequence[str]) -> dict[str, str]:
-    """Write the graph of each part once more into `folder`; its weights stay in the part's own folder. Returns the
-    name of each."""
+    """Write the graph of each part once more into `folder`, with the library of operators that it needs; its weights
+    stay in the part's own folder. Returns the name of each."""
     for part in parts:
         file_of(folder, part).write_bytes(_moved(folder, part).SerializeToString())
+        if (folder / part / LIBRARY).is_file():
+            shutil.copyfile(folder / part / LIBRARY, folder / LIBRARY)
     return {part: file_of(folder, part).name for part in parts}
 
 

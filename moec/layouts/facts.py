@@ -11,6 +11,8 @@ from moec.program.conditions import Assumptions, bounds, broken
 from moec.program.decoder_signature import PAST, SEQUENCE
 
 CARD = "README.md"  # the card of a model or an engine, as hubs read it
+# among the settings of clients: a library of operators that lies beside the graph and that they have to load
+OPERATORS = "custom_ops_library"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moec.layouts.facts import ModelFacts
+from moec.layouts.facts import OPERATORS, ModelFacts
 from moec.program.decoder_signature import (
     GROWING,
     IDS,
@@ -91,14 +91,15 @@ def _decoder(
     inputs: Sequence[Input], outputs: Sequence[str], facts: ModelFacts, file: str, device: str, threads: int,
     settings: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
-    provider = {name: value for name, value in settings.items() if "." not in name}
+    session = {name: value for name, value in settings.items() if "." in name or name == OPERATORS}
+    provider = {name: value for name, value in settings.items() if name not in session}
     key, value = (name.replace("0", "%d") for name in past_names(0))
     named = {n: n for n in (IDS, MASK, POSITIONS) if any(i.name == n for i in inputs)}
     return {
         "filename": file,
         "session_options": {
             "intra_op_num_threads": threads,
-            **{name: value for name, value in settings.items() if "." in name},
+            **session,
             "provider_options": [{"cuda": provider}] if device == "cuda" else [],
         },
         "hidden_size": facts.hidden,

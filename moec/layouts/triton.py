@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from moec.execution.engine import TUNED
-from moec.layouts.facts import ModelFacts
+from moec.layouts.facts import OPERATORS, ModelFacts
 from moec.layouts.pbtxt import EnumName, pbtxt
 from moec.program.conditions import nearest
 from moec.program.decoder_signature import PAST, SEQUENCE
@@ -38,6 +38,10 @@ APART = f"""\
 """
 ALONE = "# The model has no batch dimension that all inputs and outputs share, so each request runs alone.\n"
 UNCHECKED = "Triton does not check that."
+LOADED = """\
+# The graph has operators of the library below. Its name is read from the server's working directory: start the server in
+# the model repository, or write the full path.
+"""
 CACHE = """\
 # The server keeps nothing between requests: a client sends the keys and values of earlier tokens, and whatever else
 # they left, as past_key_values.* and gets all of it back, keys and values longer by the new tokens, as present.*. The
@@ -99,6 +103,10 @@ def config(
             "preferred_batch_size": list(PREFERRED),
             "max_queue_delay_microseconds": MAX_DELAY_US,
         }
+    settings = dict(settings or {})
+    library = settings.pop(OPERATORS, "")
+    if library:
+        fields["model_operations"] = {"op_library_filename": [f"{facts.name}/{VERSION}/{library}"]}
     if settings:
         given = [{"key": key, "value": value} for key, value in settings.items() if "." not in key]
         accelerator = {"gpu_execution_accelerator": [{"name": "cuda", "parameters": given}]}
@@ -108,7 +116,8 @@ def config(
     fields["model_warmup"] = [_warmup(name, sizes, inputs, batched) for name, sizes in warmups(inputs, facts, device)]
     assumed = f"# The engine is the model where {facts.assumes}; {UNCHECKED}\n" if str(facts.assumes) else ""
     how = ALONE if not batched else BATCHED if facts.joined else APART
-    return how + (CACHE if _has_cache(inputs) else "") + assumed + pbtxt(fields)
+    loaded = LOADED if library else ""
+    return how + (CACHE if _has_cache(inputs) else "") + loaded + assumed + pbtxt(fields)
 
 
 def is_batched(tensors: Sequence[Input]) -> bool:

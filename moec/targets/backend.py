@@ -206,8 +206,8 @@ class Backend(ABC):
 
     def client_settings(self, target: Target) -> Mapping[str, str]:
         """Settings without which other clients than moec's would compute otherwise, or hold more: of the runtime's
-        provider for the target's device, and with a dot in their names of the session. Nothing where its defaults are
-        right."""
+        provider for the target's device, and with a dot in their names of the session; under `OPERATORS` of
+        `moec.layouts.facts` the name of a library beside the graph. Nothing where its defaults are right."""
         return {}
 
     def layouts(self, target: Target) -> tuple[str, ...]:

@@ -25,16 +25,28 @@ from moec.backends.onnxruntime.experts.grouped import FLAT, branches, emit_group
 from moec.backends.onnxruntime.experts.kernel import emit_native, emit_portable, emit_told
 from moec.backends.onnxruntime.experts.native_rule import has_logits, is_native, kernel_activation
 from moec.backends.onnxruntime.experts.operands import WIDE
+from moec.backends.onnxruntime.experts.own_kernel import (
+    FORMULATION,
+    OWN,
+    emit_own,
+    emit_routed,
+    why_not_own,
+    why_not_routed,
+)
 from moec.backends.onnxruntime.experts.qmoe import each_width, emit_weighted, kernel_bits, why_not_qmoe
 from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
 from moec.weights.weight import PackedWeight
 
-READERS = {"grouped": "MatMulNBits", "gathered": "GatherBlockQuantized"}  # of packed weights, by the form
+READERS = {
+    "grouped": "MatMulNBits",
+    "gathered": "GatherBlockQuantized",
+    FORMULATION: "Experts",
+}  # of packed weights, by the form
 PORTABLE, TOLD = "kernel, portable routing", "kernel, routing before it"
 
 
 def lower_experts(
-    model: ir.Model, optimize_for: str = "latency", provider: str = "cpu", rounded: bool = False
+    model: ir.Model, optimize_for: str = "latency", provider: str = "cpu", rounded: bool = False, own: bool = False
 ) -> list[dict[str, Any]]:
     """Replace every `moec::Moe` and `moec::Experts` node of the main graph, in place; weights stay lazy, those that
     nobody reads any more are dropped.
@@ -44,10 +56,11 @@ def lower_experts(
         optimize_for: `latency` (few tokens a call) or `throughput`: see `emit_grouped`.
         provider: `cpu` or `cuda`.
         rounded: whether kernels with packed weights may round activations to 8 bits.
+        own: whether blocks may become operators of moec's own library, those that it takes.
 
     Returns:
         One record a node: `node`, `op`, `formulation` (`kernel`, `kernel, weights given`, `kernel, portable routing`,
-            `kernel, routing before it`, `kernel for each width`
+            `kernel, routing before it`, `kernel for each width`, `own kernel`
         or `grouped`) and `why`, with the arrangement of grouped experts; for packed weights `bits`, `block` and `bytes`
             of each matrix too,
         and for several widths how many `experts` have which.
@@ -56,16 +69,23 @@ def lower_experts(
         MoecError: M208 when a node's weights are not initializers.
     """
     nodes = [node for node in model.graph if node.domain == DOMAIN and node.op_type in INPUTS]
-    facts = [_lower_node(model.graph, node, optimize_for, provider, rounded) for node in nodes]
+    facts = [_lower_node(model.graph, node, optimize_for, provider, rounded, own) for node in nodes]
     if facts:
         model.opset_imports[MICROSOFT] = 1
+    if any(fact["formulation"] == FORMULATION for fact in facts):
+        model.opset_imports[OWN] = 1
     if not any(node.domain == DOMAIN for node in model.graph):
         model.opset_imports.pop(DOMAIN, None)
     return facts
 
 
-def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str, rounded: bool) -> dict[str, Any]:
+def _lower_node(
+    graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str, rounded: bool, own: bool
+) -> dict[str, Any]:
     block, emit, joined = read(node), Emitter(graph, node), optimize_for == "latency"
+    other = why_not_own(block) if own else ""
+    if own and not other:
+        return _lower_own(emit, node, block)
     refusal, inputs = _why_grouped(block, provider, rounded, joined), list(node.inputs)
     bits = kernel_bits(block, provider, rounded) if is_packed(block) and not refusal else 0
     apart = not refusal and each_width(block, provider, rounded)
@@ -98,6 +118,7 @@ def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str
     emit.replace(y)
     remove_unread(graph, inputs)
     why = f"{refusal}; {_how(block, formulation, joined)}" if refusal else _why_kernel(block, apart, bits)
+    why = f"{other}; {why}" if other else why
     return {
         "node": emit.name,
         "op": node.op_type,
@@ -105,6 +126,23 @@ def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str
         "why": why,
         **_packed_facts(block, formulation),
     }
+
+
+def _lower_own(emit: Emitter, node: ir.Node, block: MoeNode) -> dict[str, Any]:
+    """The block as an operator of moec's own library."""
+    inputs, why = list(node.inputs), "one operator of moec's own computes all experts"
+    if block.routing is not None and not (apart := why_not_routed(block)):
+        y, why = emit_routed(emit, block), f"{why}, and routes"
+    elif block.routing is not None:
+        ids, weights = emit_choice(emit, block, emit_logits(emit, block))
+        y, why = emit_own(emit, block, ids, weights, block.wide), f"{why}; {apart}"
+    else:
+        assert block.ids is not None and block.weights is not None
+        y = emit_own(emit, block, block.ids, block.weights, block.weights.dtype or block.dtype)
+    emit.replace(y)
+    remove_unread(emit.graph, inputs)
+    fact = {"node": emit.name, "op": node.op_type, "formulation": FORMULATION, "why": why}
+    return {**fact, **_packed_facts(block, FORMULATION)}
 
 
 def _how(block: MoeNode, formulation: str, joined: bool) -> str:

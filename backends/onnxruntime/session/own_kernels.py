@@ -1,0 +1,43 @@
+"""The library of moec's own kernels in an engine's folder, and in the sessions that run it.
+
+A library is code. moec never loads one out of a folder: its sessions get the library of the installation, and a folder
+whose copy, which other clients load, is another one is refused. So what is proven is what lies there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from moec.errors import MoecError
+from moec.files.regular import file_hash
+from moec.kernels.cpu.building import LIBRARY
+from moec.kernels.cpu.library import require_library
+from moec.targets.target import Target
+
+OPTION, WORD = "kernels", "moec"
+
+
+def wanted(target: Target) -> bool:
+    """Whether a target's engines may hold operators of the library."""
+    return target.options.get(OPTION) == WORD
+
+
+def register(options: Any) -> None:
+    """Let sessions with these `onnxruntime.SessionOptions` know the library's operators. Raises M301 where it is not
+    compiled."""
+    options.register_custom_ops_library(str(require_library()))
+
+
+def put_into(folder: Path) -> None:
+    """Copy the library into an engine's folder. Raises M301 where it is not compiled."""
+    shutil.copyfile(require_library(), folder / LIBRARY)
+
+
+def require_same(folder: Path) -> None:
+    """Raise M106 where the library in an engine's folder is not the one that is installed here, M301 where none is."""
+    own, copy = require_library(), folder / LIBRARY
+    if not copy.is_file() or file_hash(copy) != file_hash(own):
+        what = f"{LIBRARY} is {'another' if copy.is_file() else 'not there, and not'} than that of this installation"
+        raise MoecError("M106", what, str(copy), "compile the engine again: moec compile --from moec.json")

@@ -1,0 +1,39 @@
+"""Where the compiled kernels for CPUs are, if they are here, and what makes them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from moec.errors import MoecError
+from moec.kernels.cpu.building import LIBRARY, SOURCES, compiler
+
+PLACE = "MOEC_CPU_KERNELS"  # of the environment: the library's file, where it is not beside the sources
+MAKE = "python -m moec.kernels.cpu.building"
+
+
+def library() -> Path | None:
+    """The file of the compiled kernels; None where nobody has compiled them."""
+    named = os.environ.get(PLACE)
+    file = Path(named) if named else SOURCES / LIBRARY
+    return file.resolve() if file.is_file() else None
+
+
+def why_not() -> str:
+    """Why the kernels cannot be used here, in a few words; empty where they can."""
+    if library() is not None:
+        return ""
+    return "moec's own kernels for CPUs are not compiled" + ("" if compiler() else ", and there is no C++ compiler")
+
+
+def way_out() -> str:
+    """What makes them."""
+    return MAKE if compiler() else f"install g++, then run: {MAKE}"
+
+
+def require_library() -> Path:
+    """The file of the compiled kernels. Raises M301 where nobody has compiled them."""
+    found = library()
+    if found is None:
+        raise MoecError("M301", why_not(), "kernels=moec", way_out())
+    return found

@@ -1,0 +1,25 @@
+// What tests and benchmarks call through ctypes: one block on a given instruction set, without a runtime. Pieces of work
+// run one after the other, in order or in the reverse one.
+#include "block.h"
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+EXPORTED const char* moec_cpu_isa(const char* name) {
+    const moec::Isa* found = moec::find_isa(name);
+    return found ? found->name : nullptr;
+}
+
+EXPORTED const char* moec_cpu_experts(const moec::Block* block, const char* isa, int reversed) {
+    const moec::Isa* found = moec::find_isa(isa);
+    if (!found) return "this processor has no such instruction set";
+    const moec::Pool pool{&reversed, [](void* backwards, void (*fn)(void*, size_t), void* data, size_t count) {
+                              const bool back = *static_cast<int*>(backwards) != 0;
+                              for (size_t i = 0; i < count; i++) fn(data, back ? count - 1 - i : i);
+                          }};
+    return moec::run_experts(*block, *found, pool);
+}
+
+EXPORTED void moec_cpu_activate(const moec::Activation* rule, const char* isa, const float* gate, const float* up,
+                                float* out, size_t n) {
+    moec::find_isa(isa)->activate(*rule, gate, up, out, n);
+}
