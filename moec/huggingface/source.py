@@ -236,6 +236,12 @@ class HuggingFaceSource(Source):
 
         save_hf(program, folder, self)
 
+    def save_gguf(self, program: Program, file: Path, floats: str) -> Sequence[str]:
+        """For llama.cpp, see `moec.huggingface.gguf.write`."""
+        from moec.huggingface.gguf.write import save_gguf
+
+        return save_gguf(program, file, self, floats)
+
     @classmethod
     def read_tokenizer(cls, folder: Path, text: str) -> Tokenizer | None:
         return load_tokenizer(folder, text)

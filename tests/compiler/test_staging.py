@@ -234,9 +234,9 @@ def test_a_checkpoint_goes_again_where_its_engine_is_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(("engine", "checkpoint"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "c/../a/b")])
 def test_neither_an_engine_nor_its_checkpoint_is_inside_the_other(engine: str, checkpoint: str, tmp_path: Path) -> None:
     with pytest.raises(MoecError) as caught:
-        require_apart(tmp_path / engine, tmp_path / checkpoint)
+        require_apart({"--out": tmp_path / engine, "--save-hf": tmp_path / checkpoint})
     assert caught.value.code == "M210"
-    require_apart(tmp_path / engine, tmp_path / "beside")
+    require_apart({"--out": tmp_path / engine, "--save-hf": tmp_path / "beside"})
 
 
 PUBLISHING = """
