@@ -13,6 +13,8 @@ ARCHITECTURES = {"llama": "llama", "mixtral": "llama", "qwen3": "qwen3", "qwen3_
 _COUNTS = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts"}
 _WIDTHS = {"mixtral": "intermediate_size", "qwen3_moe": "moe_intermediate_size"}
 ROPE_FACTORS = "rope_freqs.weight"
+# of every Llama from 3.1 on; a GGUF file holds only what follows from them
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 def why_not(config: Any) -> str:
@@ -73,38 +75,37 @@ def rope_factors(config: Any) -> Tensor | None:
     """What llama.cpp divides each frequency of a head by, float32 `[head / 2]`; None where frequencies stay."""
     if config.rope_parameters.get("rope_type") != "llama3":
         return None
+    return _factors(config.rope_parameters, head_width(config))
+
+
+def _factors(rope: Mapping[str, Any], width: int) -> Tensor:
+    """By what `llama3` divides each frequency of a head."""
+    from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+    config = LlamaConfig(head_dim=width, rope_parameters=dict(rope))
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    exponents = torch.arange(0, head_width(config), 2, dtype=torch.int64).float() / head_width(config)
-    plain = 1.0 / config.rope_parameters["rope_theta"] ** exponents
-    return (plain / scaled).float()
+    exponents = torch.arange(0, width, 2, dtype=torch.int64).float() / width
+    return 1.0 / rope["rope_theta"] ** exponents / scaled
 
 
-def config_from(fields: Mapping[str, Any], names: set[str]) -> dict[str, Any] | str:
+def config_from(
+    fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], factors: Tensor | None
+) -> dict[str, Any] | str:
     """config.json's entries from a GGUF file's fields, or why the model is none that moec reads, as text.
 
     Args:
-        fields: by GGUF's names. names: of the file's tensors.
+        fields: by GGUF's names. shapes: of the file's tensors. factors: its `ROPE_FACTORS`, or None.
     """
     given = str(fields.get("general.architecture"))
     own = {k.removeprefix(f"{given}."): v for k, v in fields.items() if k.startswith(f"{given}.")}
-    kind = {"llama": "mixtral" if own.get("expert_count") else "llama", "qwen3": "qwen3", "qwen3moe": "qwen3_moe"}.get(
-        given
-    )
-    if kind is None:
-        return f"its architecture is {given!r}; moec reads {', '.join(sorted(set(ARCHITECTURES.values())))}"
-    scaling = str(own.get("rope.scaling.type", "none"))
-    if scaling not in ("none", "linear"):
-        return f"its positions are scaled by {scaling!r}"
-    if ROPE_FACTORS in names:
-        return f"its frequencies have factors ({ROPE_FACTORS}), which config.json has no entry for"
+    dense = {theirs: kind for kind, theirs in ARCHITECTURES.items() if kind != "mixtral"}
+    if given not in dense:
+        return f"its architecture is {given!r}; moec reads {', '.join(dense)}"
+    kind = "mixtral" if given == "llama" and own.get("expert_count") else dense[given]
     width = own.get("attention.key_length") or own["embedding_length"] // own["attention.head_count"]
     if own.get("attention.value_length", width) != width or own.get("rope.dimension_count", width) != width:
         return "its values, or the part of a head that is turned, are of another width than its keys"
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(own.get("rope.freq_base", 10000.0))}
-    if scaling == "linear":
-        rope |= {"rope_type": "linear", "factor": float(own["rope.scaling.factor"])}
     entries = {
         "model_type": kind,
         "num_hidden_layers": own["block_count"],
@@ -114,17 +115,39 @@ def config_from(fields: Mapping[str, Any], names: set[str]) -> dict[str, Any] | 
         "num_attention_heads": own["attention.head_count"],
         "num_key_value_heads": own.get("attention.head_count_kv", own["attention.head_count"]),
         "head_dim": width,
-        "rms_norm_eps": float(own["attention.layer_norm_rms_epsilon"]),
-        "rope_parameters": rope,
+        "rms_norm_eps": _shortest(own["attention.layer_norm_rms_epsilon"]),
         "hidden_act": "silu",
-        "tie_word_embeddings": "output.weight" not in names,
+        "tie_word_embeddings": "output.weight" not in shapes,
+        "vocab_size": own.get("vocab_size") or shapes["token_embd.weight"][0],
     }
     if kind in _COUNTS:
         entries |= {_COUNTS[kind]: own["expert_count"], "num_experts_per_tok": own["expert_used_count"]}
         entries[_WIDTHS[kind]] = own.get("expert_feed_forward_length", own["feed_forward_length"])
     if kind == "qwen3_moe":
         entries |= {"norm_topk_prob": True, "mlp_only_layers": [], "decoder_sparse_step": 1}
-    tokens = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
-    for theirs, ours in tokens.items():
+    for theirs, ours in {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}.items():
         entries[ours] = fields.get(f"tokenizer.ggml.{theirs}_token_id")
-    return entries
+    rope = _rope(own, width, factors)
+    return rope if isinstance(rope, str) else entries | {"rope_parameters": rope}
+
+
+def _rope(own: Mapping[str, Any], width: int, factors: Tensor | None) -> dict[str, Any] | str:
+    """How positions turn a head, as config.json says it; or why it has no entry for that, as text."""
+    theta = _shortest(own.get("rope.freq_base", 10000.0))
+    scaling = str(own.get("rope.scaling.type", "none"))
+    if scaling not in ("none", "linear"):
+        return f"its positions are scaled by {scaling!r}"
+    if scaling == "linear":
+        return {"rope_type": "linear", "rope_theta": theta, "factor": _shortest(own["rope.scaling.factor"])}
+    if factors is None:
+        return {"rope_type": "default", "rope_theta": theta}
+    said = {"rope_type": "llama3", "rope_theta": theta, "factor": _shortest(factors.max()), **_LLAMA3}
+    same = _factors(said, width)
+    if same.shape == factors.shape and torch.allclose(same, factors, rtol=1e-5, atol=0):
+        return said
+    return f"its frequencies have factors ({ROPE_FACTORS}) that are not those of Llama 3"
+
+
+def _shortest(number: Any) -> float:
+    """A float32 as the decimal number that was meant."""
+    return float(f"{float(number):.7g}")

@@ -63,8 +63,8 @@ def _kind(told: Mapping[str, Any]) -> tuple[str, str]:
     """llama.cpp's names of the tokenizer and of its way to cut a text; the first is empty, and the second the reason,
     where it has none."""
     model = told["model"]
-    if model["type"] != "BPE":
-        return "", f"it is a {model['type']}"
+    if model["type"] != "BPE" or not model["merges"]:
+        return "", f"it is a {model['type']} without merges"
     if model.get("byte_fallback"):
         return ("llama", "") if told.get("pre_tokenizer") is None or _prefixes(told) else ("", "it cuts words")
     if (told.get("decoder") or {}).get("type") != "ByteLevel":
@@ -136,8 +136,6 @@ def _add_marks(writer: Any, folder: Path, kind: str, size: int) -> None:
     import gguf
 
     found = gguf.SpecialVocab(folder, load_merges=kind == "gpt2", n_vocab=size)
-    if kind == "gpt2" and not found.merges:
-        writer.add_token_merges([])
     if "bos" not in found.add_special_token:  # llama.cpp would put one by a rule of its own
         found.add_special_token["bos"] = False
     found.add_to_gguf(writer, quiet=True)
