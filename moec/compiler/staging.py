@@ -93,7 +93,7 @@ def require_apart(places: Mapping[str, Path]) -> None:
     Args:
         places: of the engine and of what is written beside it, by option.
     """
-    for (flag, place), (other, taken) in combinations(reversed(places.items()), 2):
+    for (flag, place), (other, taken) in combinations([*places.items()][::-1], 2):
         one, two = place.resolve(), taken.resolve()
         if one.is_relative_to(two) or two.is_relative_to(one):
             thing = "the engine's place" if other == "--out" else f"the place of {other}"

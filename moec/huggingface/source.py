@@ -24,10 +24,11 @@ from moec.huggingface.inputs.calls import expose
 from moec.huggingface.inputs.given import Given
 from moec.huggingface.inputs.signature import Signature, capture_sizes, only_features, part_signature
 from moec.huggingface.operators.adapters import explain
+from moec.huggingface.opened import home_of, origin_of
 from moec.huggingface.operators.capturable import capturable
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.described import Described
-from moec.huggingface.reading.folder import ModelFolder, resolve
+from moec.huggingface.reading.folder import ModelFolder
 from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
@@ -81,9 +82,8 @@ class HuggingFaceSource(Source):
     @classmethod
     def opens(cls, model: Any, opening: Opening) -> bool:
         """Any text, and a `PreTrainedModel`."""
-        if isinstance(model, nn.Module):
-            return hasattr(model, "config") and hasattr(model, "base_model_prefix")
-        return isinstance(model, str | Path)
+        loaded = hasattr(model, "config") and hasattr(model, "base_model_prefix")
+        return loaded if isinstance(model, nn.Module) else isinstance(model, str | Path)
 
     @classmethod
     def takes_inputs(cls, model: Any) -> bool:
@@ -98,7 +98,7 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def home(cls, model: str) -> Path:
-        return resolve(model)
+        return home_of(model)
 
     @classmethod
     def shape(cls, model: str) -> Shape | None:
@@ -117,7 +117,7 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def open(cls, model: Any, opening: Opening) -> HuggingFaceSource:
-        """Open a model directory, or a hub id that is in the local cache; nothing is downloaded and no weight is read.
+        """Open a model directory, a GGUF file, or a hub id in the local cache; nothing is downloaded, no weight read.
         With a cache, a model that generates text has its states as inputs and outputs.
 
         Raises:
@@ -127,8 +127,8 @@ class HuggingFaceSource(Source):
         if isinstance(model, nn.Module):
             return cls.from_model(model, opening.cache, opening.leave_out, Given.of(opening), opening.part)
         wanted = LeaveOut(opening.leave_out)
-        folder = ModelFolder(str(model), opening.trust_remote_code, opening.allow_pickle, wanted)
-        return cls.of_origin(str(model), folder, opening.cache, wanted, Given.of(opening), opening.part)
+        origin = origin_of(str(model), opening, wanted)
+        return cls.of_origin(str(model), origin, opening.cache, wanted, Given.of(opening), opening.part)
 
     @classmethod
     def of_origin(

@@ -103,8 +103,9 @@ def as_bytes(name: str, weight: Weight, form: str, rounding: Rounding) -> Weight
     """
     if form in FLOATS:
         function = partial(_float_bytes, name, FLOATS[form], rounding)
-        found = lazy.rowwise(form, function, weight)
-        return replace(found, atomic=weight.atomic)
+        if len(weight.shape) < 2:  # its bytes are no rows
+            return lazy.whole(form, function, weight)
+        return replace(lazy.rowwise(form, function, weight), atomic=weight.atomic)
     coded = weight.coded
     assert coded is not None and not why_not(weight)
     found = lazy.rowwise(form, partial(_block_bytes, name, coded.bits, rounding), coded.packed, coded.scale)
@@ -121,7 +122,7 @@ def _float_bytes(name: str, dtype: torch.dtype, rounding: Rounding, values: Tens
 def _block_bytes(name: str, bits: int, rounding: Rounding, packed: Tensor, scale: Tensor) -> Tensor:
     blocks = packed.shape[-1] * 8 // bits // BLOCK
     scale = rounding.half(name, bits, scale).repeat_interleave(blocks // scale.shape[-1], -1)
-    codes = packed.unflatten(-1, (blocks, BLOCK * bits // 8))
+    codes = packed.reshape(*packed.shape[:-1], blocks, BLOCK * bits // 8)
     if bits == 4:
         numbers = torch.stack((codes & 15, codes >> 4), -1).flatten(-2)
         codes = numbers[..., :16] | (numbers[..., 16:] << 4)
@@ -139,8 +140,13 @@ def from_blocks(stored: Weight, form: str) -> PackedWeight:
     return PackedWeight(codes, lazy.rowwise(f"scales[{form}]", partial(_scales, form), stored), None, BITS[form])
 
 
+def _blocks(stored: Tensor, form: str) -> Tensor:
+    size = BLOCK_BYTES[form]
+    return stored.reshape(*stored.shape[:-1], stored.shape[-1] // size, size)
+
+
 def _codes(form: str, stored: Tensor) -> Tensor:
-    codes = stored.unflatten(-1, (-1, BLOCK_BYTES[form]))[..., SCALE_BYTES:]
+    codes = _blocks(stored, form)[..., SCALE_BYTES:]
     if form == "Q8_0":
         return (codes ^ 128).flatten(-2)
     numbers = torch.cat((codes & 15, codes >> 4), -1)
@@ -150,7 +156,7 @@ def _codes(form: str, stored: Tensor) -> Tensor:
 
 
 def _scales(form: str, stored: Tensor) -> Tensor:
-    scales = stored.unflatten(-1, (-1, BLOCK_BYTES[form]))[..., :SCALE_BYTES]
+    scales = _blocks(stored, form)[..., :SCALE_BYTES]
     if stored.device.type == "meta":
         return scales.new_empty(scales.shape[:-1], dtype=torch.float16)
     return scales.contiguous().view(torch.float16).squeeze(-1)

@@ -59,6 +59,17 @@ def add_vocabulary(writer: Any, folder: Path | None, size: int) -> str:
     return f"{len(tokens)} tokens of {kind}{', cut as ' + cut if cut else ''}"
 
 
+def copy_vocabulary(writer: Any, file: Path) -> str:
+    """Write the vocabulary of another GGUF file, entry by entry; returns a line that says so."""
+    import gguf
+
+    for name, entry in gguf.GGUFReader(file).fields.items():
+        if name.startswith("tokenizer."):
+            kinds = entry.types
+            writer.add_key_value(name, entry.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
+    return f"the vocabulary of {file.name}"
+
+
 def _kind(told: Mapping[str, Any]) -> tuple[str, str]:
     """llama.cpp's names of the tokenizer and of its way to cut a text; the first is empty, and the second the reason,
     where it has none."""

@@ -22,7 +22,7 @@ from moec.huggingface.gguf.blocks import FLOATS, Rounding, as_bytes, form_of
 from moec.huggingface.gguf.blocks import why_not as why_not_packed
 from moec.huggingface.gguf.names import to_gguf
 from moec.huggingface.gguf.package import require_package
-from moec.huggingface.gguf.vocabulary import add_vocabulary
+from moec.huggingface.gguf.vocabulary import add_vocabulary, copy_vocabulary
 from moec.huggingface.saving.planned import Planned, plan
 from moec.program.program import Program
 from moec.program.trainable import TrainableProgram
@@ -67,7 +67,7 @@ def save_gguf(
         raise MoecError("M210", "there is something of that name already", str(out), "remove it or name another")
     try:
         with workplace(out) as place:
-            vocabulary = _write(place / out.name, planned, tensors)
+            vocabulary = _write(place / out.name, planned, tensors, _file_of(model, source))
             _require_finite(rounding, planned, floats)
             move(place / out.name, out)
     except OSError as error:
@@ -114,8 +114,15 @@ def _tensors(planned: Planned, plain: str, rounding: Rounding) -> dict[str, _Ten
     return found
 
 
-def _write(path: Path, planned: Planned, tensors: Mapping[str, _Tensor]) -> str:
-    """Write the file; returns a line on its vocabulary."""
+def _file_of(model: Program | TrainableProgram, source: Any) -> Path | None:
+    """The GGUF file that a program was captured from, if it was one."""
+    program = model.program if isinstance(model, TrainableProgram) else model
+    source = program.original.source if source is None else source
+    return getattr(getattr(source, "origin", None), "file", None)
+
+
+def _write(path: Path, planned: Planned, tensors: Mapping[str, _Tensor], file: Path | None) -> str:
+    """Write the file; returns a line on its vocabulary, which is that of `file` where there is one."""
     import gguf
 
     writer = gguf.GGUFWriter(path, ARCHITECTURES[planned.config.model_type])
@@ -123,7 +130,8 @@ def _write(path: Path, planned: Planned, tensors: Mapping[str, _Tensor]) -> str:
         add_settings(writer, planned.config)
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         writer.add_file_type(_file_type(tensors))
-        vocabulary = add_vocabulary(writer, planned.beside, planned.config.vocab_size)
+        size = planned.config.vocab_size
+        vocabulary = copy_vocabulary(writer, file) if file else add_vocabulary(writer, planned.beside, size)
         for name, tensor in tensors.items():
             shape, kind = tensor.data.shape, gguf.GGMLQuantizationType[tensor.form]
             writer.add_tensor_info(name, shape, _Streamed.dtype, tensor.data.size_bytes, kind)
@@ -131,7 +139,7 @@ def _write(path: Path, planned: Planned, tensors: Mapping[str, _Tensor]) -> str:
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor in tensors.values():
-            writer.write_tensor_data(_Streamed(tensor.data))
+            writer.write_tensor_data(_Streamed(tensor.data))  # type: ignore[arg-type]  # of an array it takes these two
     finally:
         writer.close()
     return vocabulary

@@ -131,7 +131,7 @@ def _config(source: Any, captured_from: str) -> tuple[Any, Path | None]:
     """The dense model's config, and its folder if it has one."""
     origin = getattr(source, "origin", None)
     if origin is not None:
-        return origin.template.config, getattr(origin, "path", None)
+        return origin.template.config, getattr(origin, "beside", None)
     if hasattr(source, "to_dict"):
         return source, None
     if isinstance(source, str | Path) and (Path(source) / "config.json").exists():
