@@ -104,7 +104,7 @@ def compile_command(
         return
 
     from moec import api
-    from moec.huggingface.saving.serving import serving_of
+    from moec.layouts.serving import serving_of
 
     rest |= {"hooks": _hooks(dump, print_after), "progress": progress(quiet)}
     report = api.rebuild(manifest, **rest, **settings) if manifest else api.compile(str(model), **rest, **settings)

@@ -23,8 +23,8 @@ from moec.errors import MoecError
 from moec.execution.streaming import check_finite
 from moec.files.kept import unused
 from moec.frontend.source import Source
-from moec.huggingface.gguf.package import require_package
 from moec.layouts import choose
+from moec.layouts.gguf_package import require_package
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.hooks import LoweringProgress
 from moec.pipeline.passes import Context

@@ -91,7 +91,10 @@ class Options:
     tolerance: float | None = setting(Real(), None, "Allowed max|d|/std(reference).", shown="the precision's own")
     seed: int = setting(Whole(0), 0, "For everything random.")
     layout: str | None = setting(
-        Choice(("plain", "genai", "triton"), "M202"), None, "For which clients.", shown="genai for decoders, else plain"
+        Choice(("plain", "genai", "triton", "kserve"), "M202"),
+        None,
+        "For which clients.",
+        shown="genai for decoders, else plain",
     )
     build: bool = setting(
         Switch(),

@@ -18,6 +18,7 @@ from moec.files.workplace import workplace
 from moec.frontend.source import Source
 from moec.layouts import arrange
 from moec.layouts.facts import CARD
+from moec.layouts.triton import LAYOUTS as TRITON_LAYOUTS
 from moec.pipeline.pipeline import StepReport
 from moec.program.program import Program
 from moec.progress import Progress
@@ -88,7 +89,7 @@ def lay_out(source: Source, program: Program, options: Options, backend: Backend
     outputs, target = backend.outputs(folder), options.target
     layout = options.layout or "plain"
     shared = layout == "genai" and backend.shares_cache(folder)  # nobody else is told
-    joined = layout != "triton" or backend.joins_texts(folder)
+    joined = layout not in TRITON_LAYOUTS or backend.joins_texts(folder)
     facts = replace(source.facts().assuming(program.assumptions), joined=joined)
     settings = backend.client_settings(target)
     arrange(layout, folder, program.inputs, outputs, facts, target.device or "cpu", target.threads, shared, settings)

@@ -23,8 +23,8 @@ from moec.huggingface.inputs.asked import Asked
 from moec.huggingface.inputs.calls import expose
 from moec.huggingface.inputs.given import Given
 from moec.huggingface.inputs.signature import Signature, capture_sizes, only_features, part_signature
-from moec.huggingface.operators.adapters import explain
 from moec.huggingface.opened import home_of, origin_of
+from moec.huggingface.operators.adapters import explain
 from moec.huggingface.operators.capturable import capturable
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.described import Described
@@ -139,12 +139,7 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def from_model(
-        cls,
-        model: Any,
-        cache: bool = True,
-        leave_out: Sequence[str] = (),
-        given: Given | None = None,
-        part: str = "",
+        cls, model: Any, cache: bool = True, leave_out: Sequence[str] = (), given: Given | None = None, part: str = ""
     ) -> HuggingFaceSource:
         """A source of a `PreTrainedModel` in memory, or of the one in a `PeftModel`; it is never changed or copied. Its
         inputs are those that are `given`, or those that a folder's model has. Raises M217 for an adapter that is not in
@@ -193,7 +188,7 @@ class HuggingFaceSource(Source):
         return replace(found, used=found.used - len(more), left_out=(*found.left_out, *more), notes=notes, inputs=names)
 
     @property
-    def inputs(self) -> tuple[Input, ...]:  # type: ignore[override]  # looked for only when somebody asks
+    def inputs(self) -> tuple[Input, ...]:  # type: ignore[override]  # looked for when somebody asks
         return self.signature.inputs
 
     @property
@@ -226,9 +221,8 @@ class HuggingFaceSource(Source):
         return describe(self.origin, self.text, self.inputs)
 
     def write_companions(self, folder: Path) -> None:
-        if self.part:
-            return  # they lie beside both
-        write_companions(self.origin, folder)
+        if not self.part:  # of two parts, they lie beside both
+            write_companions(self.origin, folder)
 
     def save_checkpoint(self, program: Program, folder: Path) -> None:
         """Upcycled for transformers, quantized for vLLM, see `moec.huggingface.saving.save`."""

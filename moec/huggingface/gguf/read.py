@@ -18,7 +18,7 @@ from moec.errors import MoecError
 from moec.huggingface.gguf.architecture import ARCHITECTURES, ROPE_FACTORS, config_from
 from moec.huggingface.gguf.blocks import BITS, FLOATS, from_blocks
 from moec.huggingface.gguf.names import from_gguf
-from moec.huggingface.gguf.package import require_package
+from moec.layouts.gguf_package import require_package
 from moec.weights.lazy import Weight, decoded
 
 _AGAIN = "download the file again"

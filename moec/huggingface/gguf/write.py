@@ -21,9 +21,9 @@ from moec.huggingface.gguf.architecture import ARCHITECTURES, ROPE_FACTORS, add_
 from moec.huggingface.gguf.blocks import FLOATS, Rounding, as_bytes, form_of
 from moec.huggingface.gguf.blocks import why_not as why_not_packed
 from moec.huggingface.gguf.names import to_gguf
-from moec.huggingface.gguf.package import require_package
 from moec.huggingface.gguf.vocabulary import add_vocabulary, copy_vocabulary
 from moec.huggingface.saving.planned import Planned, plan
+from moec.layouts.gguf_package import require_package
 from moec.program.program import Program
 from moec.program.trainable import TrainableProgram
 from moec.weights.lazy import Weight, from_tensor

@@ -13,7 +13,8 @@ from tests import zoo
 
 TEXT = (
     "A router sends each token to two of eight experts. The experts are small networks, and their outputs are added "
-    "up by weight. In 1991 they were new, in 1992 and 1993 forgotten.\n\nWhat's more, they'll fit where dense ones don't!"
+    "up by weight. In 1991 they were new, in 1992 and 1993 forgotten.\n\n"
+    "What's more, they'll fit where dense ones don't!"
 )
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "vocab_size": 384, "num_hidden_layers": 2}
 CUTS = {  # by llama.cpp's names: the expressions of Llama 3 and of Qwen, and the words of GPT-2

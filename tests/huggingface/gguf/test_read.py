@@ -1,4 +1,4 @@
-"""GGUF files as models: the numbers are those that the format's library and transformers read, and codes stay packed."""
+"""GGUF files as models: the numbers are those that transformers reads, and codes stay packed."""
 
 from __future__ import annotations
 

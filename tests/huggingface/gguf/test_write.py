@@ -97,9 +97,7 @@ def test_floats_are_rounded_to_what_is_asked_for(tmp_path: Path) -> None:
     for floats, dtype in (("f16", torch.float16), ("bf16", torch.bfloat16), ("f32", torch.float32)):
         said = save_gguf(program, tmp_path / floats, source, floats=floats)
         found = read(tmp_path / floats)
-        assert all(
-            torch.equal(found[n], w.to(dtype).float() if w.dim() > 1 else w) for n, w in want.items()
-        ), floats
+        assert all(torch.equal(found[n], w.to(dtype).float() if w.dim() > 1 else w) for n, w in want.items()), floats
         assert any("rounded" in line for line in said) == (floats != "f32")
 
 
@@ -177,9 +175,7 @@ def distance(path: Path, program: Program, source: HuggingFaceSource) -> float:
 
 @pytest.mark.serving
 @pytest.mark.parametrize("name", KINDS)
-def test_llama_cpp_gives_the_logits_of_the_program(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_llama_cpp_gives_the_logits_of_the_program(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, program = passed(name, "upcycle(experts=4, top_k=2)" if name in ("llama", "qwen3") else "")
     save_gguf(program, tmp_path / "right", source, floats="f32")
     assert distance(tmp_path / "right", program, source) < CLOSE
@@ -223,9 +219,7 @@ def test_llama_cpp_scales_positions_as_the_program_does(tmp_path: Path) -> None:
         ("qwen3_moe", Q4, "bf16"),
     ],
 )
-def test_llama_cpp_writes_the_text_of_the_engine(
-    name: str, passes: str, floats: str, tmp_path: Path, cli: Cli
-) -> None:
+def test_llama_cpp_writes_the_text_of_the_engine(name: str, passes: str, floats: str, tmp_path: Path, cli: Cli) -> None:
     model, engine, file = spoken.folder(name, tmp_path / "model"), tmp_path / "engine", tmp_path / "model.gguf"
     budget = ("--max-kl", "9", "--tolerance", "9")
     given = ("--pass", passes, "--save-gguf", str(file), "--gguf-floats", floats)

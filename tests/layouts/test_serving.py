@@ -8,8 +8,8 @@ import pytest
 
 from moec.huggingface.gguf.write import save_gguf
 from moec.huggingface.saving.save import save_hf
-from moec.huggingface.saving.serving import serving_of
 from moec.huggingface.source import HuggingFaceSource
+from moec.layouts.serving import serving_of
 from moec.pipeline.pipeline import Pipeline
 from tests import zoo
 
