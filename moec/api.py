@@ -64,6 +64,8 @@ def compile(
     leave_out: Sequence[str] = (),
     part: str | None = None,
     save_hf: str | Path | None = None,
+    save_gguf: str | Path | None = None,
+    gguf_floats: str = "f16",
     layout: str | None = None,
     text: str | Path | None = None,
     tokens: int | None = None,

@@ -87,6 +87,7 @@ THROUGH = {
     "moec/experts/merged_place.py": "tests/passes/test_merge.py",
     "moec/experts/merged_sources.py": "tests/passes/test_merge.py",
     "moec/huggingface/saving/loaded_again.py": "tests/compiler/test_new_model.py",
+    "moec/huggingface/saving/planned.py": "tests/huggingface/saving/test_save.py",
     "moec/huggingface/origin.py": "tests/huggingface/test_source.py",
     "moec/huggingface/untouched.py": "tests/huggingface/test_source.py",
     "moec/proof/feeding.py": "tests/proof/test_cache_consistency.py",

@@ -113,7 +113,7 @@ class Onnxruntime(Backend):
         return client_settings(target)
 
     def layouts(self, target: Target) -> tuple[str, ...]:
-        return ("plain", "genai", "triton")
+        return ("plain", "genai", "triton", "kserve")
 
     def legalize(self, target: Target) -> Pipeline:
         return Pipeline.parse("find-moe, fuse-moe").all_optional()

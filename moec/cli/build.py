@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,11 @@ def compile_command(
         return
 
     from moec import api
+    from moec.layouts.serving import serving_of
 
     rest |= {"hooks": _hooks(dump, print_after), "progress": progress(quiet)}
     report = api.rebuild(manifest, **rest, **settings) if manifest else api.compile(str(model), **rest, **settings)
-    _say(out, report, as_json)
+    _say(out, report, as_json, serving_of(settings.get("save_hf"), settings.get("save_gguf")))
 
 
 def _write_script(path: Path, text: str, as_json: bool) -> None:
@@ -175,9 +177,13 @@ def build_command(engine: Path, model: str | None, as_json: bool, quiet: bool, *
     _say(engine, report, as_json)
 
 
-def _say(folder: Path, report: Any, as_json: bool) -> None:
+def _say(folder: Path, report: Any, as_json: bool, servings: Sequence[Any] = ()) -> None:
+    """The verdict, and how what was written beside the engine is served."""
     if as_json:
         said = {"verdict": report.verdict, "proven_on_target": report.proof.proven_on_target}
-        emit({"ok": True, **said, "folder": str(folder), "report": report.to_dict()})
-    else:
-        say_verdict(f"{folder}  {report.headline()}")
+        more = {"serve": [dataclasses.asdict(s) for s in servings]} if servings else {}
+        emit({"ok": True, **said, **more, "folder": str(folder), "report": report.to_dict()})
+        return
+    say_verdict(f"{folder}  {report.headline()}")
+    for line in (line for serving in servings for line in serving.lines()):
+        say(line)

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from moec.cli.completion import completer
 from moec.compiler.options import EXAM, SETTINGS
-from moec.compiler.setting import Choice, Folder, Names, PassList, Real, Setting, Switch, Whole
+from moec.compiler.setting import Choice, File, Folder, Names, PassList, Real, Setting, Switch, Whole
 
 Command = Callable[..., Any]
 WHOLE = click.IntRange(0, 2**63 - 1)  # what 64 bits hold
@@ -88,5 +88,6 @@ def _click_type(setting: Setting) -> Any:
     kind = setting.kind
     if isinstance(kind, Choice):
         return click.Choice(kind.names)
-    types = {Whole: click.INT, Real: click.FLOAT, Folder: click.Path(path_type=Path)}
+    path = click.Path(path_type=Path)
+    types = {Whole: click.INT, Real: click.FLOAT, Folder: path, File: path}
     return types.get(type(kind), click.STRING)

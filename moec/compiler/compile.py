@@ -15,7 +15,7 @@ from moec.compiler.memory_limit import kept_below, within_limit
 from moec.compiler.new_model import as_new_model
 from moec.compiler.options import Options
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, require_run_here, subject_of
-from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, taken_back, write_report
+from moec.compiler.publish import handed_over, lay_out, make_report, sizes_of_files, taken_back, write_report
 from moec.compiler.recapture import is_outdated, made_now
 from moec.compiler.self_difference import explained_by_model
 from moec.compiler.staging import check_out, require_apart, require_free, staging
@@ -24,6 +24,7 @@ from moec.execution.streaming import check_finite
 from moec.files.kept import unused
 from moec.frontend.source import Source
 from moec.layouts import choose
+from moec.layouts.gguf_package import require_package
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.hooks import LoweringProgress
 from moec.pipeline.passes import Context
@@ -121,7 +122,7 @@ def _compile(
         stack.enter_context(advice_for(source, captured, options, calibration, corpus))
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)
         steps = [*source.steps, *steps]
-        stack.enter_context(checkpoint_of(named, source, options.save_hf, published))
+        stack.enter_context(handed_over(named, source, options, published, progress))
         progress.stage("build")
         facts = (backend.build if options.build else backend.export)(
             program, options.target, folder, options.optimize_for, LoweringProgress(progress, hooks)
@@ -148,9 +149,13 @@ def _ready(source: Source, options: Options, out: Path, require_run: bool, backe
     if require_run:
         require_run_here(backend, options.target, options.build)
     check_out(out, what_is_read(source, options))
-    if options.save_hf:
-        require_apart(out, options.save_hf)
-        require_free(options.save_hf)
+    beside = {"--save-hf": options.save_hf, "--save-gguf": options.save_gguf}
+    written = {flag: path for flag, path in beside.items() if path}
+    require_apart({"--out": out, **written})
+    for path in written.values():
+        require_free(path)
+    if options.save_gguf:
+        require_package()
     possible = backend.layouts(options.target) if options.build else ("plain",)
     return replace(options, layout=choose(options.layout, source.inputs, source.facts(), possible))
 

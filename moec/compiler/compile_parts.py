@@ -99,8 +99,10 @@ def _require(options: Options, backend: Backend, kind: Kind) -> None:
     if options.layout not in (None, *kind.layouts):
         what = f"{kind.what} are not laid out for {options.layout}"
         raise MoecError("M208", what, f"layout {options.layout}", f"use --layout plain, or {way_out}")
-    if options.save_hf:
-        raise MoecError("M201", "--save-hf is for a model of one graph", "save_hf", f"leave it out; {way_out}")
+    for name in ("save_hf", "save_gguf"):
+        if getattr(options, name):
+            what = f"--{name.replace('_', '-')} is for a model of one graph"
+            raise MoecError("M201", what, name, f"leave it out; {way_out}")
     if options.text:
         what = f"--text is for causal language models, and this is {kind.what}"
         raise MoecError("M201", what, "text", "leave it out: each part is judged by its outputs")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from moec.compiler.setting import (
     Choice,
+    File,
     Folder,
     Name,
     Names,
@@ -57,6 +58,8 @@ class Options:
         build: False leaves the part that needs the target's own runtime to `moec build`; the proof is then its
             stand-in's.
         save_hf: folder of a checkpoint to write after the named passes, see `moec.huggingface.saving.save`.
+        save_gguf, gguf_floats: the same as a file for llama.cpp, and the form of its matrices that are not quantized,
+            see `moec.huggingface.gguf.write`.
         calibration, calibration_tokens: a text for the passes that need data, or several with names, and how much of
             it, see `calibration_text`.
         text, tokens, window, max_kl, max_perplexity_ratio: a text to judge the engine on, with the error budget, see
@@ -88,7 +91,10 @@ class Options:
     tolerance: float | None = setting(Real(), None, "Allowed max|d|/std(reference).", shown="the precision's own")
     seed: int = setting(Whole(0), 0, "For everything random.")
     layout: str | None = setting(
-        Choice(("plain", "genai", "triton"), "M202"), None, "For which clients.", shown="genai for decoders, else plain"
+        Choice(("plain", "genai", "triton", "kserve"), "M202"),
+        None,
+        "For which clients.",
+        shown="genai for decoders, else plain",
     )
     build: bool = setting(
         Switch(),
@@ -96,6 +102,15 @@ class Options:
         "Do, or leave to `moec build` on the machine that has them, the part that needs the target's runtime or GPU.",
     )
     save_hf: Path | None = setting(Folder(), None, "Also write the changed model as a checkpoint.", recorded=False)
+    save_gguf: Path | None = setting(
+        File(), None, "Also write the changed model as a GGUF file, for llama.cpp.", recorded=False, metavar="FILE"
+    )
+    gguf_floats: str = setting(
+        Choice(("f16", "bf16", "f32")),
+        "f16",
+        "In --save-gguf: the form of matrices that are not quantized.",
+        recorded=False,
+    )
     calibration: str | None = setting(
         Name(), None, f"A text for the passes that need data {_A_TEXT}, or name=FILE,name=FILE."
     )

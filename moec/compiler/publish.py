@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,8 +18,10 @@ from moec.files.workplace import workplace
 from moec.frontend.source import Source
 from moec.layouts import arrange
 from moec.layouts.facts import CARD
+from moec.layouts.triton import LAYOUTS as TRITON_LAYOUTS
 from moec.pipeline.pipeline import StepReport
 from moec.program.program import Program
+from moec.progress import Progress
 from moec.proof.verification import Verification
 from moec.report.artefacts import MANIFEST, hash_artefact, hash_artefacts, parts
 from moec.report.card import model_card
@@ -31,31 +34,48 @@ from moec.targets.backend import Backend
 
 @contextmanager
 def taken_back() -> Iterator[list[Path]]:
-    """A list for folders that get their names before the block ends; where it ends badly, they are removed again, so
-    that a refusal leaves nothing behind."""
+    """A list for what gets its name before the block ends; where it ends badly, it is removed again, so that a refusal
+    leaves nothing behind."""
     published: list[Path] = []
     try:
         yield published
     except BaseException:
-        for folder in published:
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in published:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
-def checkpoint_of(program: Program, source: Source, folder: Path | None, published: list[Path]) -> Iterator[None]:
-    """Write the program as a checkpoint in its source's form, early, so that a refusal costs nothing. It gets its name
-    when the block ends well, and is then added to `published`, see `taken_back`. Raises M210 where something has that
-    name already, before the work or after it."""
-    if folder is None:
+def handed_over(
+    program: Program, source: Source, options: Options, published: list[Path], progress: Progress
+) -> Iterator[None]:
+    """Write the program for other engines where that is asked for, see `_written`: as a checkpoint in its source's
+    form, and as a GGUF file."""
+
+    def save_gguf(path: Path) -> None:
+        progress.stage("gguf")
+        progress.done("; ".join(source.save_gguf(program, path, options.gguf_floats)))
+
+    with ExitStack() as stack:
+        if options.save_hf:
+            save_hf = partial(source.save_checkpoint, program)
+            stack.enter_context(_written(options.save_hf, save_hf, published))
+        if options.save_gguf:
+            stack.enter_context(_written(options.save_gguf, save_gguf, published))
         yield
-        return
-    out = folder.resolve()
+
+
+@contextmanager
+def _written(path: Path, write: Callable[[Path], None], published: list[Path]) -> Iterator[None]:
+    """Write something early, so that a refusal costs nothing. It gets its name when the block ends well, and is then
+    added to `published`, see `taken_back`. Raises M210 where something has that name already, before the work or after
+    it."""
+    out = path.resolve()
     with ExitStack() as stack:
         with as_refusal(out.parent, out):
             place = stack.enter_context(workplace(out))
         require_free(out)
-        source.save_checkpoint(program, place / out.name)
+        write(place / out.name)
         yield
         require_free(out)
         with as_refusal(out.parent, out):
@@ -69,7 +89,7 @@ def lay_out(source: Source, program: Program, options: Options, backend: Backend
     outputs, target = backend.outputs(folder), options.target
     layout = options.layout or "plain"
     shared = layout == "genai" and backend.shares_cache(folder)  # nobody else is told
-    joined = layout != "triton" or backend.joins_texts(folder)
+    joined = layout not in TRITON_LAYOUTS or backend.joins_texts(folder)
     facts = replace(source.facts().assuming(program.assumptions), joined=joined)
     settings = backend.client_settings(target)
     arrange(layout, folder, program.inputs, outputs, facts, target.device or "cpu", target.threads, shared, settings)

@@ -126,6 +126,12 @@ class Folder(Kind):
         return None if value is None else str(value)
 
 
+class File(Folder):
+    """A file to write."""
+
+    expected = "the name of a file"
+
+
 class Size(Kind):
     """An amount of memory in bytes: a number, or a text with a unit. KB, MB, GB are powers of ten; KiB, MiB, GiB, and
     K, M, G alone, are powers of two."""

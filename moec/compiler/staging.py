@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import combinations
 from pathlib import Path
 
 import msgspec
@@ -86,12 +87,18 @@ def require_free(folder: Path) -> None:
         raise MoecError("M210", "there is something of that name already", str(folder), "remove it or name another")
 
 
-def require_apart(out: Path, checkpoint: Path) -> None:
-    """Raise M210 when an engine and a checkpoint are to have the same place, or one a place inside the other's."""
-    one, other = out.resolve(), checkpoint.resolve()
-    if one.is_relative_to(other) or other.is_relative_to(one):
-        what = f"the engine's place is {out}, and neither can be inside the other"
-        raise MoecError("M210", what, str(checkpoint), "choose another --save-hf, beside --out")
+def require_apart(places: Mapping[str, Path]) -> None:
+    """Raise M210 when two things that are to be written have the same place, or one a place inside the other's.
+
+    Args:
+        places: of the engine and of what is written beside it, by option.
+    """
+    for (flag, place), (other, taken) in combinations([*places.items()][::-1], 2):
+        one, two = place.resolve(), taken.resolve()
+        if one.is_relative_to(two) or two.is_relative_to(one):
+            thing = "the engine's place" if other == "--out" else f"the place of {other}"
+            what = f"{thing} is {taken}, and neither can be inside the other"
+            raise MoecError("M210", what, str(place), f"choose another {flag}, beside {other}")
 
 
 def put_in_place(new: Path, out: Path) -> None:

@@ -223,6 +223,17 @@ class Source(ABC):
         what = "only a model of the transformers library can be saved as a checkpoint for it"
         raise MoecError("M206", what, self.text, "compile it without saving")
 
+    def save_gguf(self, program: Program, file: Path, floats: str) -> Sequence[str]:
+        """Write a rewritten program as a GGUF file that does not exist, its plain matrices as `floats`; returns what
+        was written, a line each.
+
+        Raises:
+            MoecError: M206 where the form does not hold the program; M210 when the file cannot be written; M301 where
+                the package that writes it is missing.
+        """
+        what = "only a model of the transformers library can be written as a GGUF file"
+        raise MoecError("M206", what, self.text, "compile it without --save-gguf")
+
     @classmethod
     def read_tokenizer(cls, folder: Path, text: str) -> Tokenizer | None:
         """The tokenizer in an engine's folder, else with the model of this name, which may not be here; None where this

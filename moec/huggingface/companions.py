@@ -43,7 +43,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 def write_companions(origin: Any, folder: Path) -> None:
     """Put the model's own files into an engine folder: copies where the model's origin is a folder, else its config as
     transformers writes it."""
-    path = getattr(origin, "path", None)
+    path = getattr(origin, "beside", None)
     if path is not None:
         copy_companions(path, folder)
         adapter = getattr(origin, "adapter", None)

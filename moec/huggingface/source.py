@@ -23,11 +23,12 @@ from moec.huggingface.inputs.asked import Asked
 from moec.huggingface.inputs.calls import expose
 from moec.huggingface.inputs.given import Given
 from moec.huggingface.inputs.signature import Signature, capture_sizes, only_features, part_signature
+from moec.huggingface.opened import home_of, origin_of
 from moec.huggingface.operators.adapters import explain
 from moec.huggingface.operators.capturable import capturable
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.described import Described
-from moec.huggingface.reading.folder import ModelFolder, resolve
+from moec.huggingface.reading.folder import ModelFolder
 from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
@@ -81,9 +82,8 @@ class HuggingFaceSource(Source):
     @classmethod
     def opens(cls, model: Any, opening: Opening) -> bool:
         """Any text, and a `PreTrainedModel`."""
-        if isinstance(model, nn.Module):
-            return hasattr(model, "config") and hasattr(model, "base_model_prefix")
-        return isinstance(model, str | Path)
+        loaded = hasattr(model, "config") and hasattr(model, "base_model_prefix")
+        return loaded if isinstance(model, nn.Module) else isinstance(model, str | Path)
 
     @classmethod
     def takes_inputs(cls, model: Any) -> bool:
@@ -98,7 +98,7 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def home(cls, model: str) -> Path:
-        return resolve(model)
+        return home_of(model)
 
     @classmethod
     def shape(cls, model: str) -> Shape | None:
@@ -117,7 +117,7 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def open(cls, model: Any, opening: Opening) -> HuggingFaceSource:
-        """Open a model directory, or a hub id that is in the local cache; nothing is downloaded and no weight is read.
+        """Open a model directory, a GGUF file, or a hub id in the local cache; nothing is downloaded, no weight read.
         With a cache, a model that generates text has its states as inputs and outputs.
 
         Raises:
@@ -127,8 +127,8 @@ class HuggingFaceSource(Source):
         if isinstance(model, nn.Module):
             return cls.from_model(model, opening.cache, opening.leave_out, Given.of(opening), opening.part)
         wanted = LeaveOut(opening.leave_out)
-        folder = ModelFolder(str(model), opening.trust_remote_code, opening.allow_pickle, wanted)
-        return cls.of_origin(str(model), folder, opening.cache, wanted, Given.of(opening), opening.part)
+        origin = origin_of(str(model), opening, wanted)
+        return cls.of_origin(str(model), origin, opening.cache, wanted, Given.of(opening), opening.part)
 
     @classmethod
     def of_origin(
@@ -139,12 +139,7 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def from_model(
-        cls,
-        model: Any,
-        cache: bool = True,
-        leave_out: Sequence[str] = (),
-        given: Given | None = None,
-        part: str = "",
+        cls, model: Any, cache: bool = True, leave_out: Sequence[str] = (), given: Given | None = None, part: str = ""
     ) -> HuggingFaceSource:
         """A source of a `PreTrainedModel` in memory, or of the one in a `PeftModel`; it is never changed or copied. Its
         inputs are those that are `given`, or those that a folder's model has. Raises M217 for an adapter that is not in
@@ -193,7 +188,7 @@ class HuggingFaceSource(Source):
         return replace(found, used=found.used - len(more), left_out=(*found.left_out, *more), notes=notes, inputs=names)
 
     @property
-    def inputs(self) -> tuple[Input, ...]:  # type: ignore[override]  # looked for only when somebody asks
+    def inputs(self) -> tuple[Input, ...]:  # type: ignore[override]  # looked for when somebody asks
         return self.signature.inputs
 
     @property
@@ -226,15 +221,20 @@ class HuggingFaceSource(Source):
         return describe(self.origin, self.text, self.inputs)
 
     def write_companions(self, folder: Path) -> None:
-        if self.part:
-            return  # they lie beside both
-        write_companions(self.origin, folder)
+        if not self.part:  # of two parts, they lie beside both
+            write_companions(self.origin, folder)
 
     def save_checkpoint(self, program: Program, folder: Path) -> None:
         """Upcycled for transformers, quantized for vLLM, see `moec.huggingface.saving.save`."""
         from moec.huggingface.saving.save import save_hf
 
         save_hf(program, folder, self)
+
+    def save_gguf(self, program: Program, file: Path, floats: str) -> Sequence[str]:
+        """For llama.cpp, see `moec.huggingface.gguf.write`."""
+        from moec.huggingface.gguf.write import save_gguf
+
+        return save_gguf(program, file, self, floats)
 
     @classmethod
     def read_tokenizer(cls, folder: Path, text: str) -> Tokenizer | None:

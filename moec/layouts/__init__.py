@@ -2,7 +2,8 @@
 
 `plain`: the engine and the files that belong to the model (config.json, tokenizer). ONNX Runtime, optimum and
 sentence-transformers read it. `genai`: the same and `genai_config.json`, for onnxruntime-genai. `triton`: a model
-repository of Triton Inference Server, in which the plain folder is version 1 of the model.
+repository of Triton Inference Server, in which the plain folder is version 1 of the model. `kserve`: the same, and an
+InferenceService that has KServe start that server.
 """
 
 from moec.layouts.arrange import LAYOUTS, arrange, choose, holds_engine, model_folder

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from moec.errors import MoecError
-from moec.layouts import genai, triton
+from moec.layouts import genai, kserve, triton
 from moec.layouts.facts import ModelFacts
 from moec.program.program import Input
 from moec.registry import did_you_mean
 
-LAYOUTS = ("plain", "genai", "triton")
+LAYOUTS = ("plain", "genai", "triton", "kserve")
 
 
 def choose(layout: str | None, inputs: Sequence[Input], facts: ModelFacts, possible: Sequence[str] = LAYOUTS) -> str:
@@ -67,8 +67,10 @@ def arrange(
     """
     if layout == "genai":
         genai.write(folder, inputs, outputs, facts, device, threads, shared_cache, settings or {})
-    elif layout == "triton":
+    elif layout in triton.LAYOUTS:
         triton.write(folder, inputs, outputs, facts, device, settings or {})
+    if layout == "kserve":
+        kserve.write(folder, facts.name, device)
 
 
 def model_folder(folder: Path) -> Path:

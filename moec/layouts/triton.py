@@ -21,6 +21,7 @@ from moec.program.decoder_signature import PAST, SEQUENCE
 from moec.program.program import Input, dynamic_dimensions
 
 BACKENDS = {"model.onnx": ("onnxruntime", "onnxruntime_onnx"), "model.plan": ("tensorrt", "tensorrt_plan")}
+LAYOUTS = ("triton", "kserve")  # a repository alone, or with what KServe starts it by
 VERSION, WARMUP = "1", "warmup"
 MAX_BATCH, PREFERRED, MAX_DELAY_US = 8, (4, 8), 1000
 PREFILL, OTHER = 32, 4  # sizes of warm-up requests: tokens, and every other dynamic dimension

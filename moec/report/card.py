@@ -11,7 +11,7 @@ from typing import Any
 
 from moec.layouts.facts import model_name
 from moec.report.artefacts import size_bytes
-from moec.report.clients import GENAI, RUNTIME, TRITON, client_code
+from moec.report.clients import GENAI, KSERVE, RUNTIME, TRITON, client_code
 from moec.report.markdown_table import markdown_table
 from moec.report.page import proof_note, verdict
 from moec.report.report import Report
@@ -19,7 +19,7 @@ from moec.shown import one_line, shown, size_of
 from moec.targets.target import Target
 
 _VERSIONS = ("moec", "python", "torch", "transformers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx")
-_LAID_OUT_FOR = {"genai": GENAI, "triton": TRITON}
+_LAID_OUT_FOR = {"genai": GENAI, "triton": TRITON, "kserve": KSERVE}
 _LOAD = """\
 ```python
 import moec
@@ -91,7 +91,7 @@ def _how_to_run(report: Report) -> Iterator[str]:
     if client is None and any(a.name == "model.onnx" for a in report.artefacts):
         client = RUNTIME
     if client:
-        language = "bash" if client == TRITON else "python"
+        language = "bash" if client in (TRITON, KSERVE) else "python"
         yield f"```{language}\n{client_code(client, report, 'engine/')}\n```\n"
 
 

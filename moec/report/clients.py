@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
+from moec.layouts.kserve import FILE
 from moec.report.report import Report
 from moec.targets.target import Target
 
-RUNTIME, GENAI, TRITON = "ONNX Runtime", "onnxruntime-genai", "Triton Inference Server"
+RUNTIME, GENAI = "ONNX Runtime", "onnxruntime-genai"
+TRITON, KSERVE = "Triton Inference Server", "KServe"
 
 
 def client_code(client: str, report: Report, folder: str) -> str:
-    """What opens the engine in one of these: Python, or for Triton's server a command. `folder`: the engine's, as the
+    """What opens the engine in one of these: Python, or for servers a command. `folder`: the engine's, as the
     reader names it."""
     if client == TRITON:
         return f"tritonserver --model-repository={folder}"
+    if client == KSERVE:
+        return f"kubectl apply -f {PurePosixPath(folder, FILE)}"
     if client == GENAI:
         return f'import onnxruntime_genai\n\nmodel = onnxruntime_genai.Model("{folder}")'
     provider = "CUDAExecutionProvider" if Target.parse(report.target).device == "cuda" else "CPUExecutionProvider"

@@ -10,7 +10,7 @@ from typing import Any
 
 from moec.program.decoder_signature import IDS, MASK, is_past
 from moec.report.artefacts import size_bytes
-from moec.report.clients import GENAI, RUNTIME, TRITON, client_code
+from moec.report.clients import GENAI, KSERVE, RUNTIME, TRITON, client_code
 from moec.report.report import Report
 from moec.report.speed import Speed
 from moec.shown import count_of, figure_of, size_of
@@ -113,8 +113,8 @@ def ways_to_run(report: Report) -> list[tuple[str, str]]:
 
 
 def _others(report: Report, decoder: bool) -> list[tuple[str, str]]:
-    if report.layout == "triton":
-        clients = [TRITON]
+    if report.layout in ("triton", "kserve"):
+        clients = [TRITON, *[KSERVE] * (report.layout == "kserve")]
     elif Target.parse(report.target).backend != "onnxruntime":
         clients = []
     else:

@@ -33,6 +33,8 @@ OTHER: dict[str, Any] = {
     "layout": "triton",
     "build": False,
     "save_hf": "checkpoint",
+    "save_gguf": "model.gguf",
+    "gguf_floats": "f32",
     "calibration": "more.txt",
     "calibration_tokens": 0,
     "text": "prose.txt",
@@ -48,7 +50,7 @@ OTHER: dict[str, Any] = {
     "max_ram": "16GiB",
 }
 # what no manifest keeps: a place on one machine, and how the work is done there
-UNRECORDED = {"save_hf", "resume", "max_ram"}
+UNRECORDED = {"save_hf", "save_gguf", "gguf_floats", "resume", "max_ram"}
 # keywords of `moec.compile` that are no settings
 OTHERS = {"model", "out", "dynamic", "trust_remote_code", "allow_pickle", "require_run", "hooks", "progress"}
 

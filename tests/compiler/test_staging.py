@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from moec.compiler import staging as module
-from moec.compiler.publish import checkpoint_of, taken_back
+from moec.compiler.options import Options
+from moec.compiler.publish import handed_over, taken_back
 from moec.compiler.staging import check_out, require_apart, staging
 from moec.errors import MoecError
 from moec.files.workplace import sweep
+from moec.progress import Progress
 
 
 def write(folder: Path, text: str, **more: str) -> Path:
@@ -199,18 +201,27 @@ def test_an_error_of_another_file_names_that_file(tmp_path: Path) -> None:
 
 
 class Checkpoints:
-    """A source that writes a checkpoint."""
+    """A source that writes a checkpoint, and a GGUF file."""
 
     def save_checkpoint(self, program: object, folder: Path) -> None:
         folder.mkdir()
         (folder / "config.json").write_text("new")
+
+    def save_gguf(self, program: object, file: Path, floats: str) -> tuple[str, ...]:
+        file.write_text(floats)
+        return ("written",)
+
+
+def handing_over(published: list[Path], **places: Path) -> contextlib.AbstractContextManager[None]:
+    """What a compile writes beside its engine, with nothing in it."""
+    return handed_over(None, Checkpoints(), Options(**places), published, Progress())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ends", ["well", "ill", "taken"])
 def test_a_checkpoint_gets_its_name_at_the_end_and_takes_nobody_elses(ends: str, tmp_path: Path) -> None:
     out = tmp_path / "checkpoint"
     context = contextlib.nullcontext() if ends == "well" else pytest.raises((MoecError, RuntimeError))
-    with context, checkpoint_of(None, Checkpoints(), out, []):  # type: ignore[arg-type]
+    with context, handing_over([], save_hf=out):
         assert not out.exists()
         if ends != "well":
             out.mkdir()
@@ -222,11 +233,11 @@ def test_a_checkpoint_gets_its_name_at_the_end_and_takes_nobody_elses(ends: str,
 
 
 def test_a_checkpoint_goes_again_where_its_engine_is_refused(tmp_path: Path) -> None:
-    engine, out = tmp_path / "engine", tmp_path / "checkpoint"
+    engine, out, file = tmp_path / "engine", tmp_path / "checkpoint", tmp_path / "m.gguf"
     with pytest.raises(MoecError) as caught, taken_back() as published, staging(engine) as folder:
-        with checkpoint_of(None, Checkpoints(), out, published):  # type: ignore[arg-type]
+        with handing_over(published, save_hf=out, save_gguf=file):
             write(folder, "new")
-        assert published == [out.resolve()] and out.exists()
+        assert published == [file.resolve(), out.resolve()] and out.exists() and file.read_text() == "f16"
         write(engine, "old", **{"thesis.tex": "years of work"})
     assert caught.value.code == "M210" and [p.name for p in tmp_path.iterdir()] == ["engine"]
 
@@ -234,9 +245,9 @@ def test_a_checkpoint_goes_again_where_its_engine_is_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(("engine", "checkpoint"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "c/../a/b")])
 def test_neither_an_engine_nor_its_checkpoint_is_inside_the_other(engine: str, checkpoint: str, tmp_path: Path) -> None:
     with pytest.raises(MoecError) as caught:
-        require_apart(tmp_path / engine, tmp_path / checkpoint)
+        require_apart({"--out": tmp_path / engine, "--save-hf": tmp_path / checkpoint})
     assert caught.value.code == "M210"
-    require_apart(tmp_path / engine, tmp_path / "beside")
+    require_apart({"--out": tmp_path / engine, "--save-hf": tmp_path / "beside"})
 
 
 PUBLISHING = """

@@ -110,6 +110,11 @@ class ModelFolder:
     def _float_bytes(self) -> int:
         return sum(math.prod(w.shape) * 4 for w in self.checkpoint.weights.values())
 
+    @property
+    def beside(self) -> Path:
+        """The folder of the files that belong to the model beside its weights: tokenizer, templates, licence."""
+        return self.path
+
     @cached_property
     def template(self) -> Any:
         """The model without weights, in float32, for its signature."""

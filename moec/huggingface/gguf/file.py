@@ -1,0 +1,94 @@
+"""A model that lies in a GGUF file, as a source's origin."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from moec.errors import MoecError
+from moec.files.regular import file_hash
+from moec.frontend.snapshot import Snapshot
+from moec.huggingface.gguf.read import read_gguf
+from moec.huggingface.reading.checkpoint import Checkpoint
+from moec.huggingface.reading.config_sizes import built_from, check_config, check_size
+from moec.huggingface.reading.folder import ModelFolder
+
+ENDING = ".gguf"
+
+
+def is_gguf(text: str) -> bool:
+    """Whether a model is named as a GGUF file. Reads nothing."""
+    return text.endswith(ENDING) and not Path(text).is_dir()
+
+
+class GgufFile(ModelFolder):
+    """The model of a GGUF file: what a folder has in several files, this one says itself. Its config.json is written
+    into a folder of its own, which goes with the object.
+
+    Args:
+        text: the file.
+
+    Raises:
+        MoecError: see `moec.huggingface.gguf.read.read_gguf`; M204 where there is no such file.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.file = Path(text)
+        if not self.file.is_file():
+            raise MoecError("M204", "there is no such file", text, "check the path; moec downloads nothing")
+        self.hub, self.adapter, self.code = "", None, []
+        self.snapshot = Snapshot.of([self.file])
+        found = read_gguf(self.file)
+        self._vocabulary = found.vocabulary
+        self.raw = {name: value for name, value in found.config.items() if value is not None}
+        check_config(self.raw, self.file)
+        self.config, self.model_class = self._built()
+        self.checkpoint = Checkpoint(self.file.parent, (self.file.name,), found.weights, found.stored_bytes)
+        self.quantized = True  # its tensors are decoded here, never by transformers
+        check_size(self.model_class, self.config, self.checkpoint.weights, self.file)
+        self._place = TemporaryDirectory(prefix="moec-gguf-")
+        self.path = Path(self._place.name)
+        self.config.save_pretrained(self.path)
+
+    def _built(self) -> tuple[Any, Any]:
+        """The config and the class of the model."""
+        import transformers
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+        kind = getattr(transformers, NAMES[self.raw["model_type"]])
+        with built_from(self.file):
+            config = kind.config_class(**self.raw)
+        config.architectures = self.raw["architectures"] = [kind.__name__]
+        return config, kind
+
+    def alike(self, text: str) -> ModelFolder:
+        """Another model, in a file or a folder."""
+        return GgufFile(text) if is_gguf(text) else ModelFolder(text)
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the file."""
+        return {self.file.name: file_hash(self.file)}
+
+    @cached_property
+    def beside(self) -> Path:  # type: ignore[override]  # the vocabulary is read only when somebody asks
+        """A folder with config.json and the tokenizer that transformers makes of the file's vocabulary.
+
+        Raises:
+            MoecError: M204 for a vocabulary that transformers does not read.
+        """
+        if self._vocabulary != "none":
+            self._tokenizer().save_pretrained(self.path)
+        return self.path
+
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.file.parent, gguf_file=self.file.name, local_files_only=True)
+        except Exception as error:  # it raises anything for what it does not know
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            what = f"transformers does not read the file's vocabulary: {reason}"
+            fix = "compile the checkpoint of transformers that the file was made from"
+            raise MoecError("M204", what, str(self.file), fix) from error

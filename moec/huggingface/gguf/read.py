@@ -1,0 +1,121 @@
+"""A GGUF file as a checkpoint: config, tensors under transformers' names, integers as they lie.
+
+Floats (F32, F16, BF16) and the two forms of integers that moec can keep packed (Q4_0, Q8_0) are read; the file is
+mapped, and a tensor is read when somebody asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moec.errors import MoecError
+from moec.huggingface.gguf.architecture import ARCHITECTURES, ROPE_FACTORS, config_from
+from moec.huggingface.gguf.blocks import BITS, FLOATS, from_blocks
+from moec.huggingface.gguf.names import from_gguf
+from moec.layouts.gguf_package import require_package
+from moec.weights.lazy import Weight, decoded
+
+_AGAIN = "download the file again"
+_FORMS = (*FLOATS, *BITS)
+
+
+@dataclass(frozen=True)
+class GgufContent:
+    """What a GGUF file says.
+
+    Attributes:
+        config: entries of a config.json. weights: by their names in a checkpoint of transformers.
+        stored_bytes: of all tensors.
+        vocabulary: the kind of its tokenizer, `none` where it has none.
+    """
+
+    config: dict[str, Any]
+    weights: dict[str, Weight]
+    stored_bytes: int
+    vocabulary: str
+
+
+def read_gguf(path: Path) -> GgufContent:
+    """The model of a file; reads its header.
+
+    Raises:
+        MoecError: M204 for a file that is none or is cut short, M206 for an architecture, a form or a tensor that moec
+            does not read, M301 without the package `gguf`.
+    """
+    require_package()
+    reader = _open(path)
+    fields = _fields(reader, path)
+    tensors = {str(t.name): t for t in reader.tensors}
+    shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
+    factors = tensors.pop(ROPE_FACTORS, None)
+    try:
+        config = config_from(fields, shapes, None if factors is None else torch.from_numpy(factors.data.copy()))
+    except KeyError as error:
+        raise MoecError("M204", f"the file does not say {error.args[0]!r}", str(path), _AGAIN) from error
+    if isinstance(config, str):
+        raise _refuse(config, path)
+    lazy = {name: _weight(path, shapes[name], tensor) for name, tensor in tensors.items()}
+    weights = _named(lazy, config, str(fields["general.architecture"]), path)
+    stored_bytes = sum(int(t.n_bytes) for t in tensors.values())
+    return GgufContent(config, weights, stored_bytes, str(fields.get("tokenizer.ggml.model", "none")))
+
+
+def _open(path: Path) -> Any:
+    from gguf import GGUFReader
+
+    try:
+        return GGUFReader(path)
+    except OSError:
+        raise
+    except Exception as error:  # a broken header makes it raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise MoecError("M204", f"it is no GGUF file, or a part of one: {reason}", str(path), _AGAIN) from error
+
+
+def _fields(reader: Any, path: Path) -> dict[str, Any]:
+    """The file's facts, but for long lists."""
+    return {name: field.contents() for name, field in reader.fields.items() if len(field.data) <= 1}
+
+
+def _refuse(what: str, path: Path) -> MoecError:
+    fix = "compile the checkpoint of transformers that the file was made from"
+    return MoecError("M206", f"the GGUF file is not read: {what}", str(path), fix)
+
+
+def _weight(path: Path, shape: tuple[int, ...], tensor: Any) -> Weight:
+    """A tensor of the file, lazy, with its codes where it is packed. Raises M206 for a form that moec does not read."""
+    form, data = tensor.tensor_type.name, tensor.data
+    if form not in _FORMS:
+        what = f"{tensor.name} is in {form}; moec reads {', '.join(_FORMS)}"
+        fix = "quantize the model anew in one of them: llama-quantize --pure MODEL.gguf OUT.gguf q8_0"
+        raise MoecError("M206", f"the GGUF file is not read: {what}", str(path), fix)
+    dtype = FLOATS.get(form)
+    origin = f"{path.name}:{tensor.name}"
+    if dtype is None:
+        stored = Weight(tuple(data.shape), torch.uint8, origin, lambda a, b: _copied(data[a:b]))
+        return decoded(from_blocks(stored, form))
+    raw = data.view("uint8").reshape(shape[0], -1)
+    return Weight(shape, dtype, origin, lambda a, b: _copied(raw[a:b]).view(dtype).reshape(b - a, *shape[1:]))
+
+
+def _copied(rows: Any) -> Tensor:
+    return torch.from_numpy(rows.copy())
+
+
+def _named(stored: Mapping[str, Weight], config: dict[str, Any], architecture: str, path: Path) -> dict[str, Weight]:
+    from transformers import CONFIG_MAPPING
+
+    known = CONFIG_MAPPING[config["model_type"]](**config)
+    assert ARCHITECTURES[config["model_type"]] == architecture
+    found: dict[str, Weight] = {}
+    for name, weight in from_gguf(stored, known, architecture).items():
+        if isinstance(weight, str):
+            raise _refuse(f"{name} has no place in a {config['model_type']}", path)
+        found[name] = weight
+    return found

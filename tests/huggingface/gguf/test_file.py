@@ -1,0 +1,68 @@
+"""A GGUF file as a model, from the command line to an engine that writes text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moec import open_source
+from moec.errors import MoecError
+from moec.huggingface.gguf.file import GgufFile, is_gguf
+from moec.huggingface.gguf.write import save_gguf
+from tests.command_line import Cli
+from tests.huggingface.gguf import spoken
+
+pytest.importorskip("gguf", reason="gguf is not installed")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("gguf")
+    source = open_source(str(spoken.folder("qwen3_moe", place / "model")))
+    save_gguf(source.capture(), place / "m.gguf", source, floats="f32")
+    return place / "m.gguf"
+
+
+def test_a_file_is_known_by_its_name(file: Path, tmp_path: Path) -> None:
+    assert is_gguf(str(file)) and not is_gguf("model/") and not is_gguf("m.gguf.txt")
+    (tmp_path / "folder.gguf").mkdir()
+    assert not is_gguf(str(tmp_path / "folder.gguf"))
+
+
+def test_what_lies_beside_it_is_made_of_it(file: Path) -> None:
+    from transformers import AutoTokenizer
+
+    origin = GgufFile(str(file))
+    own = AutoTokenizer.from_pretrained(file.parent / "model")
+    made = AutoTokenizer.from_pretrained(origin.beside)
+    assert made(spoken.TEXT)["input_ids"] == own(spoken.TEXT)["input_ids"]
+    assert list(origin.hashes()) == ["m.gguf"] and origin.config.eos_token_id == 2
+    place = origin.path
+    del origin
+    assert not place.exists()
+
+
+def test_no_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(MoecError) as caught:
+        GgufFile(str(tmp_path / "none.gguf"))
+    assert caught.value.code == "M204"
+
+
+@pytest.mark.slow
+def test_the_engine_of_a_file_writes_the_text(file: Path, tmp_path: Path, cli: Cli) -> None:
+    engine = tmp_path / "engine"
+    assert cli.json("compile", file, "-o", engine)["ok"]
+    said = cli.json("run", engine, spoken.TEXT[:25], "--max-tokens", "20")["text"]
+    assert said and spoken.TEXT[25:].startswith(said)
+    assert cli.json("verify", engine)["ok"]
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    other = tmp_path / "other.gguf"
+    other.write_bytes(data)
+    file.rename(file.with_suffix(".kept"))
+    other.rename(file)
+    try:
+        assert cli.json("verify", engine, status=1)["error"]["code"] == "M106"
+    finally:
+        file.with_suffix(".kept").rename(file)

@@ -1,0 +1,52 @@
+"""The commands that serve what was written, and what the engines have no kernel for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moec.huggingface.gguf.write import save_gguf
+from moec.huggingface.saving.save import save_hf
+from moec.huggingface.source import HuggingFaceSource
+from moec.layouts.serving import serving_of
+from moec.pipeline.pipeline import Pipeline
+from tests import zoo
+
+
+def notes(name: str, passes: str, folder: Path) -> str:
+    save_hf(Pipeline.parse(passes).run(zoo.captured(name))[0], folder, zoo.source(name))
+    (found,) = serving_of(folder, None)
+    assert found.command == f"vllm serve '{folder}'"
+    return "; ".join(found.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "passes", "said", "unsaid"),
+    [
+        ("llama", "upcycle(experts=4, top_k=2)", ["--enable-expert-parallel"], ["kernel"]),
+        ("mixtral", "quantize(bits=4, group=16)", ["groups of 16", "lm_head=16"], ["bits="]),
+        ("mixtral", "quantize(bits=4, group=16, lm_head=16)", ["groups of 16"], ["lm_head=16"]),
+        ("llama", "quantize(bits=8, group=32, lm_head=16)", [], ["kernel", "parallel"]),
+        ("llama", "quantize(bits=2, group=32, lm_head=16)", ["bits=4"], ["parallel"]),
+    ],
+)
+def test_what_vllm_lacks_is_said(name: str, passes: str, said: list[str], unsaid: list[str], tmp_path: Path) -> None:
+    found = notes(name, passes, tmp_path / "a checkpoint")
+    assert all(word in found for word in said) and not any(word in found for word in unsaid), found
+
+
+@pytest.mark.parametrize(("symmetric", "said"), [(True, "WNA16"), (False, "symmetric=True")])
+def test_experts_in_groups_of_32_are_for_gpus(symmetric: bool, said: str, tmp_path: Path) -> None:
+    source = HuggingFaceSource.from_model(zoo.build("mixtral", intermediate_size=64))
+    passes = f"quantize(bits=4, group=32, lm_head=16, symmetric={symmetric})"
+    save_hf(Pipeline.parse(passes).run(source.capture())[0], tmp_path / "out", source)
+    assert said in "; ".join(serving_of(tmp_path / "out", None)[0].notes)
+
+
+def test_a_file_without_a_vocabulary_is_not_for_texts(tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    save_gguf(zoo.captured("llama"), tmp_path / "m.gguf", zoo.source("llama"))
+    (found,) = serving_of(None, tmp_path / "m.gguf")
+    assert found.lines()[0] == f"serve with llama.cpp: llama-server -m {tmp_path / 'm.gguf'}"
+    assert "no vocabulary" in found.lines()[1] and serving_of(None, None) == []
