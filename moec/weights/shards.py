@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from moec.files.sink import FolderSink, Sink
 from moec.weights.lazy import Weight
 
 _DTYPES = {
@@ -26,9 +27,15 @@ _DTYPES = {
 
 
 def write_shards(folder: Path, weights: Mapping[str, Weight], max_shard_bytes: int) -> list[Path]:
-    """Write `model.safetensors`, or numbered shards and their index when the weights need more than `max_shard_bytes`.
+    """`stream_shards` into a folder; returns the files. Raises OSError when the disk says no."""
+    return [folder / name for name in stream_shards(FolderSink(folder), weights, max_shard_bytes)]
 
-    A single weight that is larger than `max_shard_bytes` gets a shard of its own. Raises OSError when the disk says no.
+
+def stream_shards(sink: Sink, weights: Mapping[str, Weight], max_shard_bytes: int) -> list[str]:
+    """Write `model.safetensors`, or numbered shards and their index when the weights need more than `max_shard_bytes`;
+    returns the files' names.
+
+    A single weight that is larger than `max_shard_bytes` gets a shard of its own. Raises OSError when the sink does.
     """
     shards = _partition(weights, max_shard_bytes)
     names = (
@@ -37,17 +44,17 @@ def write_shards(folder: Path, weights: Mapping[str, Weight], max_shard_bytes: i
         else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     )
     for name, shard in zip(names, shards, strict=True):
-        with (folder / name).open("wb") as file:
+        with sink.create(name) as file:
             _write(file, shard)
-    files = [folder / name for name in names]
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(w.size_bytes for w in weights.values())},
             "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
         }
-        files.append(folder / "model.safetensors.index.json")
-        files[-1].write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    return files
+        names.append("model.safetensors.index.json")
+        with sink.create(names[-1]) as file:
+            file.write((json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+    return names
 
 
 def _partition(weights: Mapping[str, Weight], limit: int) -> list[dict[str, Weight]]:

@@ -59,7 +59,18 @@ def save_hf(
     """
     program = model.program if isinstance(model, TrainableProgram) else model
     source = program.original.source if source is None else source
-    config, beside = _config(source, program.source)
+    beside = _config(source, program.source)[1]
+    target, stored, code = plan_hf(program, source, dtype)
+    publish(Path(folder), lambda partial: write_checkpoint(partial, target, stored, max_shard_bytes, beside, code))
+    return str(target.model_type)
+
+
+def plan_hf(
+    program: Program, source: Any, dtype: torch.dtype | None = None
+) -> tuple[Any, dict[str, Weight], dict[str, str]]:
+    """What `save_hf` writes: the config, the tensors by their names in the files, and the texts of Python files. Reads
+    no weight; raises M206 as `save_hf` does."""
+    config = _config(source, program.source)[0]
     refuse_floats(program)
     refuse_by_call(program)
     packed, pruned, fewer = is_quantized(program), is_pruned(program), has_fewer(program)
@@ -80,8 +91,7 @@ def save_hf(
             check_tied(program, target)
     if packed:
         target, stored = in_packed_form(target, stored, program.source)
-    publish(Path(folder), lambda partial: write_checkpoint(partial, target, stored, max_shard_bytes, beside, code))
-    return str(target.model_type)
+    return target, stored, code
 
 
 def _plan_upcycled(program: Program, config: Any, dtype: torch.dtype | None) -> tuple[Any, dict[str, Weight]]:
