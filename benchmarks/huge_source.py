@@ -23,7 +23,7 @@ from moec.huggingface.formats.compressed_tensors import in_float32
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.conversion import convert
 from moec.huggingface.source import HuggingFaceSource
-from moec.weights.lazy import Weight
+from moec.weights.lazy import Weight, rowwise
 
 TILE = 128
 DRAWN = 2**24 - 3  # numbers: a prime, so that rows do not begin at the same places again
@@ -59,6 +59,7 @@ class Drawn:
         numbers = torch.randn(DRAWN, generator=generator)
         codes = (numbers * (LARGEST / SPREAD)).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
         self._codes, self._numbers = codes.repeat(2), numbers[: DRAWN // 8].bfloat16().repeat(2)
+        self._steps = 1 + torch.arange(TILE * TILE + 7).remainder_(7) / 8  # of scales from tile to tile
         self.stored = dict(self._tensors())
 
     @property
@@ -145,17 +146,17 @@ class Drawn:
         size = columns**-0.5 * SPREAD / LARGEST
 
         def scales(start: int, stop: int) -> Tensor:
-            steps = torch.arange(start * across, stop * across).add_(place).remainder_(7).reshape(-1, across)
-            return (1 + steps / 8) * size
+            first = (start * across + place) % 7
+            return self._steps[first : first + (stop - start) * across].reshape(-1, across) * size
 
         yield name, self._window(name, self._codes, place, (rows, columns))
         shape = (-(-rows // TILE), across)
-        yield name + fp8.SCALE, Weight(shape, torch.float32, name + fp8.SCALE, scales)
+        yield name + fp8.SCALE, Weight(shape, torch.float32, name + fp8.SCALE, scales, by_rows=True)
 
     def _plain(self, name: str, shape: tuple[int, int], size: float) -> tuple[str, Weight]:
         """A matrix in bfloat16."""
         window = self._window(name, self._numbers, _place(name), shape)
-        return name, Weight(shape, window.dtype, name, lambda a, b: window.read(a, b) * size)
+        return name, rowwise(name, lambda rows: rows * size, window)
 
     def _ones(self, name: str, width: int) -> tuple[str, Weight]:
         return name, Weight((width,), torch.bfloat16, name, lambda a, b: torch.ones(b - a, dtype=torch.bfloat16))
@@ -173,7 +174,7 @@ class Drawn:
                 -1, shape[1]
             )
 
-        return Weight(shape, numbers.dtype, name, read)
+        return Weight(shape, numbers.dtype, name, read, by_rows=True)
 
 
 def _place(name: str) -> int:

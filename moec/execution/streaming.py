@@ -22,6 +22,8 @@ from moec.execution.engine import Engine
 from moec.program.moe_call import MoeCall
 from moec.program.program import CPU, Program
 from moec.weights.lazy import Weight, concat, rowwise
+from moec.weights.threads import in_threads
+from moec.weights.weight import Piece
 from moec.weights.widths import taken
 
 Handler = Callable[..., Any]
@@ -96,9 +98,15 @@ def check_finite(program: Program, tell: Callable[[int, str], None] = lambda _by
     for name, weight in program.weights.items():
         tell(done, name)
         done += weight.size_bytes
-        if weight.dtype.is_floating_point and not all(_finite(block) for block in weight.blocks()):
-            fix = "repair the checkpoint, or convert it from its original once more"
-            raise MoecError("M105", f"the weight {name!r} holds NaN or infinity", weight.origin, fix)
+        if weight.dtype.is_floating_point:
+            pieces = weight.pieces(0, weight.shape[0]) if weight.shape else [Piece(1, weight.load)]
+            in_threads(partial(_require_finite, name, weight.origin), pieces)
+
+
+def _require_finite(name: str, origin: str, piece: Piece) -> None:
+    if not _finite(piece.read()):
+        fix = "repair the checkpoint, or convert it from its original once more"
+        raise MoecError("M105", f"the weight {name!r} holds NaN or infinity", origin, fix)
 
 
 def _finite(block: Tensor) -> bool:
