@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.conversion import convert
 from moec.huggingface.source import HuggingFaceSource
 from moec.weights.lazy import Weight, rowwise
+from moec.weights.shards import write_shards
 
 TILE = 128
 DRAWN = 2**24 - 3  # numbers: a prime, so that rows do not begin at the same places again
@@ -180,6 +182,15 @@ class Drawn:
 def _place(name: str) -> int:
     """Where a tensor's numbers begin."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "little")
+
+
+def write_folder(config: Any, folder: Path) -> None:
+    """The drawn checkpoint as the folder that it would be published as; for small ones."""
+    folder.mkdir(parents=True)
+    config.quantization_config = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [TILE, TILE]}
+    config.save_pretrained(folder)
+    del config.quantization_config
+    write_shards(folder, Drawn(config).stored, 5 * 10**9)
 
 
 def drawn_source(config: Any, cache: bool = True) -> HuggingFaceSource:

@@ -121,7 +121,7 @@ def _compile(
         stack.enter_context(advice_for(source, captured, options, calibration, corpus))
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)
         steps = [*source.steps, *steps]
-        stack.enter_context(checkpoint_of(named, source, options.save_hf, published))
+        stack.enter_context(checkpoint_of(named, source, options.save_hf, published, progress))
         progress.stage("build")
         facts = (backend.build if options.build else backend.export)(
             program, options.target, folder, options.optimize_for, LoweringProgress(progress, hooks)

@@ -19,6 +19,7 @@ from moec.layouts import arrange
 from moec.layouts.facts import CARD
 from moec.pipeline.pipeline import StepReport
 from moec.program.program import Program
+from moec.progress import Progress
 from moec.proof.verification import Verification
 from moec.report.artefacts import MANIFEST, hash_artefact, hash_artefacts, parts
 from moec.report.card import model_card
@@ -43,7 +44,9 @@ def taken_back() -> Iterator[list[Path]]:
 
 
 @contextmanager
-def checkpoint_of(program: Program, source: Source, folder: Path | None, published: list[Path]) -> Iterator[None]:
+def checkpoint_of(
+    program: Program, source: Source, folder: Path | None, published: list[Path], progress: Progress
+) -> Iterator[None]:
     """Write the program as a checkpoint in its source's form, early, so that a refusal costs nothing. It gets its name
     when the block ends well, and is then added to `published`, see `taken_back`. Raises M210 where something has that
     name already, before the work or after it."""
@@ -55,7 +58,9 @@ def checkpoint_of(program: Program, source: Source, folder: Path | None, publish
         with as_refusal(out.parent, out):
             place = stack.enter_context(workplace(out))
         require_free(out)
-        source.save_checkpoint(program, place / out.name)
+        progress.stage("checkpoint")
+        source.save_checkpoint(program, place / out.name, progress)
+        progress.done(sizes_of_files(place / out.name))
         yield
         require_free(out)
         with as_refusal(out.parent, out):

@@ -7,7 +7,7 @@ a model that is larger than the memory can be run, slowly, and an engine of it v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -97,10 +97,22 @@ def check_finite(program: Program, tell: Callable[[int, str], None] = lambda _by
     done = 0
     for name, weight in program.weights.items():
         tell(done, name)
-        done += weight.size_bytes
         if weight.dtype.is_floating_point:
             pieces = weight.pieces(0, weight.shape[0]) if weight.shape else [Piece(1, weight.load)]
-            in_threads(partial(_require_finite, name, weight.origin), pieces)
+            row_bytes = weight.dtype.itemsize * (weight.shape[-1] if weight.shape else 1)
+            told = _told(pieces, lambda rows, at=done, of=name, size=row_bytes: tell(at + rows * size, of))  # type: ignore[misc]
+            in_threads(partial(_require_finite, name, weight.origin), told)
+        done += weight.size_bytes
+
+
+def _told(pieces: Iterable[Piece], tell: Callable[[int], None]) -> Iterator[Piece]:
+    """The same pieces; with each, the number of rows before it is told."""
+    done = 0
+    for piece in pieces:
+        tell(done)
+        done += piece.rows
+        yield piece
+        del piece  # the next one is read beside it otherwise
 
 
 def _require_finite(name: str, origin: str, piece: Piece) -> None:

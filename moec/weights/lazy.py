@@ -164,7 +164,9 @@ def rows(weight: Weight, start: int, stop: int) -> Weight:
     """`weight[start:stop]`."""
     shape = (stop - start, *weight.shape[1:])
     read = lambda a, b: weight.read(start + a, start + b)  # noqa: E731
-    some = Weight(shape, weight.dtype, f"{weight.origin}[{start}:{stop}]", read, inputs=(weight,), by_rows=weight.by_rows)
+    some = Weight(
+        shape, weight.dtype, f"{weight.origin}[{start}:{stop}]", read, inputs=(weight,), by_rows=weight.by_rows
+    )
     return _keeping(some, [weight], lambda parts: rows(parts[0], start, stop))
 
 

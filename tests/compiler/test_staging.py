@@ -20,6 +20,7 @@ from moec.compiler.publish import checkpoint_of, taken_back
 from moec.compiler.staging import check_out, require_apart, staging
 from moec.errors import MoecError
 from moec.files.workplace import sweep
+from moec.progress import Progress
 
 
 def write(folder: Path, text: str, **more: str) -> Path:
@@ -201,7 +202,7 @@ def test_an_error_of_another_file_names_that_file(tmp_path: Path) -> None:
 class Checkpoints:
     """A source that writes a checkpoint."""
 
-    def save_checkpoint(self, program: object, folder: Path) -> None:
+    def save_checkpoint(self, program: object, folder: Path, progress: object = None) -> None:
         folder.mkdir()
         (folder / "config.json").write_text("new")
 
@@ -210,7 +211,7 @@ class Checkpoints:
 def test_a_checkpoint_gets_its_name_at_the_end_and_takes_nobody_elses(ends: str, tmp_path: Path) -> None:
     out = tmp_path / "checkpoint"
     context = contextlib.nullcontext() if ends == "well" else pytest.raises((MoecError, RuntimeError))
-    with context, checkpoint_of(None, Checkpoints(), out, []):  # type: ignore[arg-type]
+    with context, checkpoint_of(None, Checkpoints(), out, [], Progress()):  # type: ignore[arg-type]
         assert not out.exists()
         if ends != "well":
             out.mkdir()
@@ -224,7 +225,7 @@ def test_a_checkpoint_gets_its_name_at_the_end_and_takes_nobody_elses(ends: str,
 def test_a_checkpoint_goes_again_where_its_engine_is_refused(tmp_path: Path) -> None:
     engine, out = tmp_path / "engine", tmp_path / "checkpoint"
     with pytest.raises(MoecError) as caught, taken_back() as published, staging(engine) as folder:
-        with checkpoint_of(None, Checkpoints(), out, published):  # type: ignore[arg-type]
+        with checkpoint_of(None, Checkpoints(), out, published, Progress()):  # type: ignore[arg-type]
             write(folder, "new")
         assert published == [out.resolve()] and out.exists()
         write(engine, "old", **{"thesis.tex": "years of work"})

@@ -3,6 +3,7 @@ or quantized, for a server."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from moec.huggingface.saving.top_k import has_fewer, top_k_config, with_scales_i
 from moec.huggingface.saving.upcycled import plan_upcycled, read_upcycled, target_config
 from moec.program.program import TRAINED, Program
 from moec.program.trainable import TrainableProgram
+from moec.progress import Progress
 from moec.weights.lazy import Weight
 
 
@@ -31,6 +33,7 @@ def save_hf(
     source: Any = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5 * 10**9,
+    progress: Progress | None = None,
 ) -> str:
     """Write an upcycled, merged, carved, pruned, trained or quantized causal language model, or one with fewer experts
     a token, as `config.json` and safetensors, streaming: one block of a weight in memory at a time.
@@ -47,6 +50,7 @@ def save_hf(
             `HuggingFaceSource`. Tokenizer files are copied from a folder.
         dtype: to store in; None means the program's. Another one rounds scales too.
         max_shard_bytes: of one weight file.
+        progress: is told how many bytes of the weights are written.
 
     Returns:
         The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe` for an upcycled or merged model; for a
@@ -61,7 +65,8 @@ def save_hf(
     source = program.original.source if source is None else source
     beside = _config(source, program.source)[1]
     target, stored, code = plan_hf(program, source, dtype)
-    publish(Path(folder), lambda partial: write_checkpoint(partial, target, stored, max_shard_bytes, beside, code))
+    write = partial(write_checkpoint, config=target, stored=stored, max_shard_bytes=max_shard_bytes, beside=beside)
+    publish(Path(folder), partial(write, code=code, progress=progress))
     return str(target.model_type)
 
 
