@@ -1,9 +1,10 @@
 """DeepSeek-V3 at its real shape through a small runner: time, memory and bytes of its compilation.
 
-usage: python benchmarks/huge_model.py [--layers 4 5 6 7] [--form onnx checkpoint] [--small] [--graph] [--json] [--save]
+usage: python benchmarks/huge_model.py [--mixtures 1x64 1x128 1x256 2x256] [--dense 1] [--form onnx checkpoint]
+    [--small] [--graph] [--json] [--save]
 
-The published config (hidden 7168, 256 + 1 experts of 2048, FP8 in tiles of 128 x 128), cut to so many layers of its 61,
-the first three of which are dense. Its numbers are drawn where they are read (`huge_source.py`), and what is written
+The published config (hidden 7168, 256 + 1 experts of 2048, FP8 in tiles of 128 x 128), cut to a few of its 58 layers of
+experts, or of their experts, and of its 3 dense layers: `58x256 --dense 3` is the whole. Its numbers are drawn where they are read (`huge_source.py`), and what is written
 goes into a sink that counts and hashes (`huge_sink.py`); all between them is what `moec compile` does: capture on the
 meta device, the look for NaN, `quantize(bits=4)`, lowering, the writing of an ONNX model, or of a compressed-tensors
 checkpoint. What is left out is the proof, which needs the files. Each size is a process of its own.
@@ -45,7 +46,7 @@ from moec.targets.target import Target
 from moec.weights.shards import stream_shards
 
 RESULTS = Path(__file__).with_name("results") / "huge_model.json"
-LAYERS, SHARD_BYTES = 61, 5 * 10**9
+SHARD_BYTES = 5 * 10**9
 FORMS = ("onnx", "checkpoint")
 SMALLEST = 5 * 10**9  # bytes of a checkpoint that stands in the fit
 
@@ -69,11 +70,12 @@ class Stages:
         self.progress.done(f"{cpu:.1f} s of the processor, peak {peak.bytes / 2**20:.0f} MiB")
 
 
-def measure(layers: int, small: bool, forms: list[str]) -> dict[str, Any]:
+def measure(size: str, dense: int, small: bool, forms: list[str]) -> dict[str, Any]:
     """Compile one size in this process. Without forms, the graph alone."""
-    stages, sinks = Stages(), {}
+    stages, sinks, (mixtures, experts) = Stages(), {}, map(int, size.split("x"))
+    make = small_config if small else deepseek_v3
     with stages.stage("open"):
-        source = drawn_source(small_config(layers) if small else deepseek_v3(layers))
+        source = drawn_source(make(dense + mixtures, n_routed_experts=experts, first_k_dense_replace=dense))
     with stages.stage("capture"):
         program = source.capture(torch.float32)
     if forms:
@@ -90,7 +92,7 @@ def measure(layers: int, small: bool, forms: list[str]) -> dict[str, Any]:
             _, stored, _ = plan_hf(named, source)
             stream_shards(sink, stored, SHARD_BYTES)
     files = {name: {"bytes": sink.bytes, "sha256": sink.sha256, "hash_s": sink.hash_s} for name, sink in sinks.items()}
-    return {"layers": layers, "checkpoint_bytes": source.size_bytes, "tensors": len(source.origin.stored),
+    return {"size": f"{dense} + {size}", "checkpoint_bytes": source.size_bytes, "tensors": len(source.origin.stored),
             "nodes": len(list(program.graph.nodes)), "stages": stages.found, "files": files}  # fmt: skip
 
 
@@ -117,8 +119,9 @@ def rows_of(found: list[dict[str, Any]], small: bool) -> list[dict[str, Any]]:
     """Figures as the other benchmarks have them."""
     rows = []
     for run in found:
-        case = f"DeepSeek-V3{', small' if small else ''}, {run['layers']} layers"
+        case = f"{'small, ' if small else ''}{run['size']}"
         rows.append({"case": f"{case}: FP8 checkpoint", "value": run["checkpoint_bytes"], "unit": "B"})
+        rows += [{"case": f"{case}: {name}", "value": run[name], "unit": ""} for name in ("tensors", "nodes")]
         for name, stage in run["stages"].items():
             rows += [
                 {"case": f"{case}: {name}, CPU", "value": stage["cpu_s"], "unit": "s"},
@@ -141,7 +144,8 @@ def rows_of(found: list[dict[str, Any]], small: bool) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    lines = ["# DeepSeek-V3 at its real shape", "", "| what | figure |", "|---|---|"]
+    lines = ["# DeepSeek-V3 at its real shape", "", "Dense layers + layers of experts x experts of each.", ""]
+    lines += ["| what | figure |", "|---|---|"]
     return "\n".join([*lines, *(f"| {row['case']} | {_shown(row)} |" for row in rows)]) + "\n"
 
 
@@ -165,7 +169,8 @@ def save(report: dict[str, Any]) -> None:
 def main() -> None:
     """Read the command line, measure each size in its own process, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, nargs="+", default=[4, 5, 6, 7])
+    parser.add_argument("--mixtures", nargs="+", default=["1x64", "1x128", "1x256", "2x256"])
+    parser.add_argument("--dense", type=int, default=1)
     parser.add_argument("--form", nargs="+", choices=FORMS, default=["onnx"])
     parser.add_argument("--small", action="store_true", help="the same architecture with 8 small experts")
     parser.add_argument("--graph", action="store_true", help="write no weights")
@@ -175,11 +180,12 @@ def main() -> None:
     asked = parser.parse_args()
     forms = [] if asked.graph else asked.form
     if asked.one:
-        print(json.dumps(measure(asked.layers[0], asked.small, forms)))
+        print(json.dumps(measure(asked.mixtures[0], asked.dense, asked.small, forms)))
         return
     found = []
-    for layers in asked.layers:
-        command = [sys.executable, __file__, "--one", "--layers", str(layers), "--form", *asked.form]
+    for size in asked.mixtures:
+        command = [sys.executable, __file__, "--one", "--mixtures", size, "--dense", str(asked.dense)]
+        command += ["--form", *asked.form]
         command += [f"--{name}" for name in ("small", "graph") if getattr(asked, name)]
         found.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
     report = {

@@ -99,7 +99,7 @@ def check_finite(program: Program, tell: Callable[[int, str], None] = lambda _by
         tell(done, name)
         if weight.dtype.is_floating_point:
             pieces = weight.pieces(0, weight.shape[0]) if weight.shape else [Piece(1, weight.load)]
-            row_bytes = weight.dtype.itemsize * (weight.shape[-1] if weight.shape else 1)
+            row_bytes = weight.dtype.itemsize * (weight.shape[-1] if len(weight.shape) > 1 else 1)
             told = _told(pieces, lambda rows, at=done, of=name, size=row_bytes: tell(at + rows * size, of))  # type: ignore[misc]
             in_threads(partial(_require_finite, name, weight.origin), told)
         done += weight.size_bytes

@@ -105,26 +105,29 @@ class Weight:
         for start in range(0, self.shape[0], step):
             yield self.read(start, min(start + step, self.shape[0]))
 
-    def pieces(self, start: int, stop: int, numbers: int = PIECE) -> Iterator[Piece]:
-        """Rows as matrices `[rows, width]` of about so many numbers each, at least one row: what is computed of a piece
-        stays in the processor's cache. Where few rows cost as much as many, these are cut from larger blocks, which are
-        read when the first of them is asked for."""
-        width = self.shape[-1] if self.shape else 1
-        if self.member is not None and len(self.shape) > 1:
+    def pieces(self, start: int, stop: int, numbers: int | None = None) -> Iterator[Piece]:
+        """Rows as matrices `[rows, width]` of about so many numbers (`PIECE` by default) each, at least one row: what
+        is computed of a piece stays in the processor's cache. Where few rows cost as much as many, these are cut from
+        larger blocks, which are read when the first of them is asked for."""
+        if 0 in self.shape:
+            return
+        if self.member is not None and len(self.shape) > 2:
             for e in range(start, stop):
                 one = self.member(e)
                 yield from one.pieces(0, one.shape[0], numbers)
             return
-        rows = max(1, numbers // max(1, width))
-        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-        step = rows if self.by_rows and len(self.shape) == 2 else max(1, block_bytes() // max(1, row_bytes))
-        step = max(1, stop - start) if self.atomic else step
+        width = self.shape[-1] if len(self.shape) > 1 else 1
+        rows, few = max(1, (numbers or PIECE) // width), self.by_rows and len(self.shape) == 2
+        block = max(1, block_bytes() // (math.prod(self.shape[1:]) * self.dtype.itemsize))
+        step = max(1, stop - start) if self.atomic else rows if few else block
         for at in range(start, stop, step):
             end = min(at + step, stop)
-            if step == rows and len(self.shape) == 2 and not self.atomic:
+            if few:
                 yield Piece(end - at, partial(self.read, at, end))
             else:
-                yield from (Piece(len(p), p.detach) for p in self.read(at, end).reshape(-1, width).split(rows))
+                parts = self.read(at, end).reshape(-1, width).split(rows)
+                yield from (Piece(len(part), part.detach) for part in parts)
+                del parts  # the next block is read beside it otherwise
 
 
 @dataclass(frozen=True)
