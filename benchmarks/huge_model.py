@@ -4,10 +4,11 @@ usage: python benchmarks/huge_model.py [--mixtures 1x64 1x128 1x256 2x256] [--de
     [--small] [--graph] [--json] [--save]
 
 The published config (hidden 7168, 256 + 1 experts of 2048, FP8 in tiles of 128 x 128), cut to a few of its 58 layers of
-experts, or of their experts, and of its 3 dense layers: `58x256 --dense 3` is the whole. Its numbers are drawn where they are read (`huge_source.py`), and what is written
-goes into a sink that counts and hashes (`huge_sink.py`); all between them is what `moec compile` does: capture on the
-meta device, the look for NaN, `quantize(bits=4)`, lowering, the writing of an ONNX model, or of a compressed-tensors
-checkpoint. What is left out is the proof, which needs the files. Each size is a process of its own.
+experts, or of their experts, and of its 3 dense layers: `58x256 --dense 3` is the whole. Its numbers are drawn where
+they are read (`huge_source.py`), and what is written goes into a sink that counts and hashes (`huge_sink.py`). All
+between them is what `moec compile` does: capture on the meta device, the look for NaN, `quantize(bits=4)`, lowering,
+the writing of an ONNX model, or of a compressed-tensors checkpoint. What is left out is the proof, which needs the
+files. Each size is a process of its own.
 
 Times are of the processor (CPU), so that others on the machine do not count, and on the wall. A line is fitted to the
 CPU time over the bytes of the checkpoints. With `--graph` no weight is written: the graph alone, at any depth.
@@ -92,7 +93,7 @@ def measure(size: str, dense: int, small: bool, forms: list[str]) -> dict[str, A
             _, stored, _ = plan_hf(named, source)
             stream_shards(sink, stored, SHARD_BYTES)
     files = {name: {"bytes": sink.bytes, "sha256": sink.sha256, "hash_s": sink.hash_s} for name, sink in sinks.items()}
-    return {"size": f"{dense} + {size}", "checkpoint_bytes": source.size_bytes, "tensors": len(source.origin.stored),
+    return {"size": f"{'small, ' if small else ''}{dense} + {size}", "checkpoint_bytes": source.size_bytes, "tensors": len(source.origin.stored),
             "nodes": len(list(program.graph.nodes)), "stages": stages.found, "files": files}  # fmt: skip
 
 
@@ -115,11 +116,11 @@ def fit(sizes: list[float], seconds: list[float]) -> dict[str, float]:
     return {"gigabytes_per_s": 1e-9 / slope, "start_s": float(start), "worst_residual": float(off)}
 
 
-def rows_of(found: list[dict[str, Any]], small: bool) -> list[dict[str, Any]]:
+def rows_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Figures as the other benchmarks have them."""
     rows = []
     for run in found:
-        case = f"{'small, ' if small else ''}{run['size']}"
+        case = run["size"]
         rows.append({"case": f"{case}: FP8 checkpoint", "value": run["checkpoint_bytes"], "unit": "B"})
         rows += [{"case": f"{case}: {name}", "value": run[name], "unit": ""} for name in ("tensors", "nodes")]
         for name, stage in run["stages"].items():
@@ -158,10 +159,10 @@ def _shown(row: dict[str, Any]) -> str:
 
 
 def save(report: dict[str, Any]) -> None:
-    """Put the figures beside those of earlier runs, in place of those of the same case."""
-    cases = {row["case"] for row in report["rows"]}
-    older = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    report = {**report, "rows": [r for r in older if r["case"] not in cases] + report["rows"]}
+    """Put the runs beside earlier ones, in place of those of the same size, and find the lines anew."""
+    older = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+    runs = {run["size"]: run for run in [*older, *report["runs"]]}
+    report = {**report, "runs": list(runs.values()), "rows": rows_of(list(runs.values()))}
     RESULTS.write_text(json.dumps(report, indent=2) + "\n")
     RESULTS.with_suffix(".md").write_text(table(report["rows"]))
 
@@ -191,7 +192,8 @@ def main() -> None:
     report = {
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {name: version(name) for name in ("moec", "torch", "transformers", "onnx-ir")},
-        "rows": rows_of(found, asked.small),
+        "runs": found,
+        "rows": rows_of(found),
     }
     if asked.save:
         save(report)

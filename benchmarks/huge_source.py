@@ -35,12 +35,12 @@ SPREAD = 6.0  # standard deviations that it stands for
 
 def small_config(layers: int = 4, **other: Any) -> Any:
     """The same architecture, small: one dense layer, then mixtures of 8 experts, unless told else."""
-    sizes = dict(
-        first_k_dense_replace=1, hidden_size=256, n_routed_experts=8, moe_intermediate_size=128,
-        intermediate_size=512, num_attention_heads=4, num_key_value_heads=4, q_lora_rank=128, kv_lora_rank=64,
-        qk_rope_head_dim=32, qk_nope_head_dim=32, v_head_dim=32, head_dim=32, n_group=4, topk_group=2,
-        num_experts_per_tok=2, vocab_size=1024,
-    )  # fmt: skip
+    sizes = {
+        "first_k_dense_replace": 1, "hidden_size": 256, "n_routed_experts": 8, "moe_intermediate_size": 128,
+        "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 128,
+        "kv_lora_rank": 64, "qk_rope_head_dim": 32, "qk_nope_head_dim": 32, "v_head_dim": 32, "head_dim": 32,
+        "n_group": 4, "topk_group": 2, "num_experts_per_tok": 2, "vocab_size": 1024,
+    }  # fmt: skip
     return deepseek_v3(layers, **(sizes | other))
 
 
