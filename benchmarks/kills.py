@@ -49,6 +49,11 @@ _ = api.compile  # everything that a compile imports at once is here before the 
 
 
 def compile_in_fork(model: Path, out: Path, seed: int) -> int:
+    """Start the compile of one seed in a child; returns its number."""
+    return in_fork(["compile", f"{model}:net:samples", "-o", str(out), "--seed", str(seed), "--quiet"])
+
+
+def in_fork(arguments: list[str]) -> int:
     """Start the command line in a child; returns its number."""
     child = os.fork()
     if child:
@@ -58,7 +63,7 @@ def compile_in_fork(model: Path, out: Path, seed: int) -> int:
         os.dup2(null, number)
     status = 70
     try:
-        command_line(["compile", f"{model}:net:samples", "-o", str(out), "--seed", str(seed), "--quiet"])
+        command_line(arguments)
     except SystemExit as stop:
         status = int(stop.code or 0)
     finally:

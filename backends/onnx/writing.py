@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx_ir as ir
 
+from moec.backends.onnx.tensors import WeightTensor, as_bytes
 from moec.errors import MoecError
+from moec.files.sink import FolderSink, Sink
 from moec.progress import Progress
 
-EXTERNAL_BYTES = 1024  # initializers from this size on go into the file beside
+EXTERNAL_BYTES = 1024  # initializers of more than this go into the file beside
 
 
 def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
     """Write `path` and `<path>.data`. Raises M210 when the disk does not take them."""
-    progress = progress or Progress()
-    total: int = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    written = lambda tensor, info: progress.advance(info.offset + tensor.nbytes, total, "B", tensor.name or "")  # noqa: E731
     try:
-        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=EXTERNAL_BYTES, callback=written)
+        stream_model(model, path.name, FolderSink(path.parent), progress)
     except OSError as error:
         raise MoecError(
             "M210",
@@ -26,3 +28,52 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -
             str(path.parent),
             "free space there, or choose another --out",
         ) from error
+
+
+def stream_model(model: ir.Model, name: str, sink: Sink, progress: Progress | None = None) -> None:
+    """Write a model into a sink: first `<name>.data`, the weights one after another without gaps, then `name`, which
+    says where each lies. The model itself is left as it is.
+
+    Spec: https://onnx.ai/onnx/repo-docs/ExternalData.html. Raises OSError when the sink does.
+    """
+    progress = progress or Progress()
+    values = [
+        value
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None and value.const_value.nbytes > EXTERNAL_BYTES
+    ]
+    tensors = [value.const_value for value in values if value.const_value is not None]
+    *starts, total = accumulate((tensor.nbytes for tensor in tensors), initial=0)
+    data = f"{name}.data"
+    with sink.create(data) as file:
+        for tensor, start in zip(tensors, starts, strict=True):
+            _write(tensor, file, lambda n, at=start, of=tensor: progress.advance(at + n, total, "B", of.name or ""))
+    try:
+        for value, tensor, start in zip(values, tensors, starts, strict=True):
+            value.const_value = _placed(tensor, data, start)
+        graph = ir.to_proto(model).SerializeToString()
+    finally:
+        for value, tensor in zip(values, tensors, strict=True):
+            value.const_value = tensor
+    with sink.create(name) as file:
+        file.write(graph)
+
+
+def _write(tensor: ir.TensorProtocol, file: BinaryIO, tell: Callable[[int], None]) -> None:
+    """A tensor's bytes, and after each block how many there were."""
+    if not isinstance(tensor, WeightTensor):
+        file.write(tensor.tobytes())
+        tell(tensor.nbytes)
+        return
+    done = 0
+    for block in tensor.weight.blocks():
+        done += file.write(as_bytes(block))
+        tell(done)
+
+
+def _placed(tensor: ir.TensorProtocol, data: str, start: int) -> ir.ExternalTensor:
+    """What the graph says of a tensor in the file beside."""
+    return ir.ExternalTensor(
+        data, start, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=tensor.name or "", base_dir=""
+    )

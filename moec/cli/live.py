@@ -157,8 +157,15 @@ def _amount() -> Any:
 
 
 def amount(done: float, total: float, rate: float | None, left: float | None, unit: str = "", what: str = "") -> str:
-    """How far a running stage is: bytes (`unit` "B") or counts, bytes a second, and the seconds left."""
+    """How far a running stage is: bytes (`unit` "B") or counts, bytes a second, and the time left."""
     show = size_of if unit == "B" else lambda n: f"{n:.0f}"
     speed = f"{size_of(rate)}/s" if rate and unit == "B" else ""
-    remaining = f"{left:.0f} s left" if left is not None and unit == "B" else ""
+    remaining = f"{_time(left)} left" if left is not None and unit == "B" else ""
     return "  ".join(filter(None, [f"{show(done)} of {show(total)}", speed, remaining, what]))
+
+
+def _time(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `1 h 5 min`."""
+    whole = round(seconds)
+    minutes, hours = whole // 60, whole // 3600
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

@@ -19,6 +19,7 @@ from moec.pipeline.calibration import Calibration
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline, StepReport
 from moec.program.program import Program
+from moec.progress import Progress
 
 
 def making(pipeline: Pipeline) -> tuple[Pipeline, Pipeline]:
@@ -120,8 +121,8 @@ class NewModel(Source):
     def write_companions(self, folder: Path) -> None:
         self._base.write_companions(folder)
 
-    def save_checkpoint(self, program: Program, folder: Path) -> None:
-        self._base.save_checkpoint(program, folder)
+    def save_checkpoint(self, program: Program, folder: Path, progress: Progress | None = None) -> None:
+        self._base.save_checkpoint(program, folder, progress)
 
     def sample(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, torch.Tensor]:
         return self._base.sample(sizes, seed)

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -52,13 +51,17 @@ def handed_over(
     """Write the program for other engines where that is asked for, see `_written`: as a checkpoint in its source's
     form, and as a GGUF file."""
 
+    def save_hf(path: Path) -> None:
+        progress.stage("checkpoint")
+        source.save_checkpoint(program, path, progress)
+        progress.done(sizes_of_files(path))
+
     def save_gguf(path: Path) -> None:
         progress.stage("gguf")
         progress.done("; ".join(source.save_gguf(program, path, options.gguf_floats)))
 
     with ExitStack() as stack:
         if options.save_hf:
-            save_hf = partial(source.save_checkpoint, program)
             stack.enter_context(_written(options.save_hf, save_hf, published))
         if options.save_gguf:
             stack.enter_context(_written(options.save_gguf, save_gguf, published))

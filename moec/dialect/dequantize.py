@@ -13,10 +13,19 @@ def pack(values: Tensor, bits: int) -> Tensor:
 
     The layout of ONNX Runtime's MatMulNBits and QMoE and, byte for byte, of compressed-tensors' pack-quantized.
     """
-    per_byte = 8 // bits
-    grouped = values.to(torch.uint8).reshape(*values.shape[:-1], values.shape[-1] // per_byte, per_byte)
-    shifts = torch.arange(per_byte, dtype=torch.uint8, device=values.device) * bits
-    return (grouped << shifts).sum(-1, dtype=torch.uint8)
+    codes, per_byte = values.to(torch.uint8).contiguous(), 8 // bits
+    if per_byte == 1 or codes.numel() == 0:
+        return codes[..., ::per_byte]
+    flat = codes.flatten()
+    flat = flat.clone() if flat.storage_offset() % per_byte else flat  # a word begins where its size divides the place
+    words = flat.view(_WORDS[per_byte])  # the first of the codes in the lowest byte
+    packed = words.clone()
+    for k in range(1, per_byte):
+        packed.bitwise_or_(words >> k * (8 - bits))
+    return packed.bitwise_and_(255).to(torch.uint8).view(*codes.shape[:-1], codes.shape[-1] // per_byte)
+
+
+_WORDS = {2: torch.int16, 4: torch.int32}  # of so many codes, a byte each
 
 
 def _unpack(packed: Tensor, bits: int) -> Tensor:

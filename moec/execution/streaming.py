@@ -7,7 +7,7 @@ a model that is larger than the memory can be run, slowly, and an engine of it v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,8 @@ from moec.execution.engine import Engine
 from moec.program.moe_call import MoeCall
 from moec.program.program import CPU, Program
 from moec.weights.lazy import Weight, concat, rowwise
+from moec.weights.threads import in_threads
+from moec.weights.weight import Piece
 from moec.weights.widths import taken
 
 Handler = Callable[..., Any]
@@ -95,10 +97,28 @@ def check_finite(program: Program, tell: Callable[[int, str], None] = lambda _by
     done = 0
     for name, weight in program.weights.items():
         tell(done, name)
+        if weight.dtype.is_floating_point:
+            pieces = weight.pieces(0, weight.shape[0]) if weight.shape else [Piece(1, weight.load)]
+            row_bytes = weight.dtype.itemsize * (weight.shape[-1] if len(weight.shape) > 1 else 1)
+            told = _told(pieces, lambda rows, at=done, of=name, size=row_bytes: tell(at + rows * size, of))  # type: ignore[misc]
+            in_threads(partial(_require_finite, name, weight.origin), told)
         done += weight.size_bytes
-        if weight.dtype.is_floating_point and not all(_finite(block) for block in weight.blocks()):
-            fix = "repair the checkpoint, or convert it from its original once more"
-            raise MoecError("M105", f"the weight {name!r} holds NaN or infinity", weight.origin, fix)
+
+
+def _told(pieces: Iterable[Piece], tell: Callable[[int], None]) -> Iterator[Piece]:
+    """The same pieces; with each, the number of rows before it is told."""
+    done = 0
+    for piece in pieces:
+        tell(done)
+        done += piece.rows
+        yield piece
+        del piece  # the next one is read beside it otherwise
+
+
+def _require_finite(name: str, origin: str, piece: Piece) -> None:
+    if not _finite(piece.read()):
+        fix = "repair the checkpoint, or convert it from its original once more"
+        raise MoecError("M105", f"the weight {name!r} holds NaN or infinity", origin, fix)
 
 
 def _finite(block: Tensor) -> bool:

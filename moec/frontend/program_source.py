@@ -18,6 +18,7 @@ from moec.frontend.source import Opening, Source
 from moec.layouts.facts import ModelFacts
 from moec.program.program import Program
 from moec.program.trainable import TrainableProgram
+from moec.progress import Progress
 
 
 class ProgramSource(Source):
@@ -87,8 +88,8 @@ class ProgramSource(Source):
         if isinstance(self._home, Source):
             self._home.write_companions(folder)
 
-    def save_checkpoint(self, program: Program, folder: Path) -> None:
+    def save_checkpoint(self, program: Program, folder: Path, progress: Progress | None = None) -> None:
         if isinstance(self._home, Source):
-            self._home.save_checkpoint(program, folder)
+            self._home.save_checkpoint(program, folder, progress)
         else:
-            super().save_checkpoint(program, folder)
+            super().save_checkpoint(program, folder, progress)

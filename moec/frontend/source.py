@@ -22,6 +22,7 @@ from moec.planning.shape import Shape
 from moec.program.decoder_signature import PAST
 from moec.program.encoder_decoder import with_encoder
 from moec.program.program import Input, Program, dynamic_dimensions
+from moec.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class Source(ABC):
     def write_companions(self, folder: Path) -> None:  # noqa: B027  # most sources have no files
         """Put the model's own files (config, tokenizer, licence; no weights, no code) into an engine's folder."""
 
-    def save_checkpoint(self, program: Program, folder: Path) -> None:
+    def save_checkpoint(self, program: Program, folder: Path, progress: Progress | None = None) -> None:
         """Write a rewritten program as a checkpoint in the form that this model came in, into a folder that does not
         exist.
 

@@ -44,6 +44,7 @@ from moec.layouts.facts import ModelFacts
 from moec.planning.shape import Shape
 from moec.program.encoder_decoder import PARTS, cross_inputs
 from moec.program.program import Input, Program
+from moec.progress import Progress
 
 NO_CACHE = ("no cache of keys and values: the inputs that were given are not input_ids and attention_mask of any size",)
 
@@ -153,16 +154,15 @@ class HuggingFaceSource(Source):
         with explained(self._refusal):
             if self.part:
                 return part_signature(capturable(self.origin, torch.float32, own_attention=True)[0], self.part)
-            caches = (
-                cache_signature(capturable(self.origin, torch.float32, self._own_attention)[0]) if self._cache else ()
-            )
+            model = capturable(self.origin, torch.float32, self._own_attention)[0] if self._cache else None
+            caches = cache_signature(model) if self._cache else ()
         return self._asked.signature(caches)
 
     def parts(self) -> dict[str, Source]:
         """The encoder and the decoder of a model that writes text with both; nothing for any other, or without a
         cache."""
-        names = PARTS if self._has_parts else ()
-        return {p: HuggingFaceSource(self.text, self.origin, True, self._leave_out, part=p) for p in names}
+        part = partial(HuggingFaceSource, self.text, self.origin, True, self._leave_out)
+        return {name: part(part=name) for name in PARTS} if self._has_parts else {}
 
     @property
     def _capture_sizes(self) -> dict[str, int]:
@@ -224,11 +224,11 @@ class HuggingFaceSource(Source):
         if not self.part:  # of two parts, they lie beside both
             write_companions(self.origin, folder)
 
-    def save_checkpoint(self, program: Program, folder: Path) -> None:
+    def save_checkpoint(self, program: Program, folder: Path, progress: Progress | None = None) -> None:
         """Upcycled for transformers, quantized for vLLM, see `moec.huggingface.saving.save`."""
         from moec.huggingface.saving.save import save_hf
 
-        save_hf(program, folder, self)
+        save_hf(program, folder, self, progress=progress)
 
     def save_gguf(self, program: Program, file: Path, floats: str) -> Sequence[str]:
         """For llama.cpp, see `moec.huggingface.gguf.write`."""

@@ -22,11 +22,12 @@ from moec.quantization.grid import INTEGERS, Grid
 from moec.quantization.small_floats import Floats, quantize_floats
 from moec.weights.digest import add_tensor
 from moec.weights.remembered import key_of, remembered
-from moec.weights.weight import PackedWeight, Weight, block_bytes
+from moec.weights.threads import in_threads
+from moec.weights.weight import BLOCK_BYTES, PackedWeight, Piece, Weight, block_bytes
 from moec.weights.widths import taken
 
-_CHUNK = 2**19  # numbers that are quantized at a time: their intermediates stay in the processor's cache
 _REMEMBERED_BYTES = 32 * 2**20
+_SPARE_BYTES = 2**29  # of scales that wait for their turn, see `_Waiting`
 WORTH_KEEPING = 2**20  # numbers: fewer are refined anew faster than anyone notices
 _NORM, _BETA, _KAPPA = 0.7, 10.0, 1.01  # of the half-quadratic solver: the exponent p, and beta's start and growth
 _STARTS, _STEPS = (1.0, 0.9, 0.8, 0.7), 5  # scales to start from, in units of the rounding's own, and steps from each
@@ -72,19 +73,48 @@ class _Job:
 
     def read(self, index: int, start: int, stop: int) -> Tensor:
         """Rows of the packed tensor (index 0), the scales (1) or the zero points (2). All three come of one
-        computation, kept while it is small."""
-        small = (stop - start) * math.prod(self.weight.shape[1:]) <= _REMEMBERED_BYTES
-        return (_remembered if small else _block)(self, start, stop)[index]
+        computation, which is kept whole while it is small, else without the packed numbers."""
+        if (stop - start) * math.prod(self.weight.shape[1:]) <= _REMEMBERED_BYTES:
+            return _remembered(self, start, stop)[index]
+        waiting = _waiting(self)
+        found = waiting.rows(index, start, stop)
+        if found is None:
+            made = _block(self, start, stop)
+            waiting.keep(start, stop, made)
+            found = made[index]
+        return found
 
-    def pieces(self, start: int, stop: int) -> Iterator[Tensor]:
-        """Rows of the source as matrices `[rows, in]` of at most `_CHUNK` numbers, or one row."""
-        width = self.weight.shape[-1]
-        row_bytes = math.prod(self.weight.shape[1:]) * self.weight.dtype.itemsize
-        step = stop - start if self.weight.atomic else max(1, block_bytes() // row_bytes)
-        for at in range(start, stop, max(1, step)):
-            yield from torch.split(
-                self.weight.read(at, min(at + step, stop)).reshape(-1, width), max(1, _CHUNK // width)
-            )
+
+class _Waiting:
+    """Scales and zero points of a weight whose packed numbers are being written: a file holds them after those, and
+    they would be computed once more. Kept of one weight at a time, where that is little and memory has no limit.
+
+    Attributes:
+        there: for each row, whether it has been computed.
+    """
+
+    def __init__(self, job: _Job) -> None:
+        rows = job.weight.shape[0]
+        forms = _forms(job, rows)[1:]
+        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in forms)
+        fits = size <= _SPARE_BYTES and block_bytes() == BLOCK_BYTES
+        self._parts = [torch.empty(shape, dtype=dtype) for shape, dtype in forms] if fits else []
+        self.there = torch.zeros(rows, dtype=torch.bool)
+
+    def keep(self, start: int, stop: int, made: list[Tensor]) -> None:
+        """Keep what was computed of some rows."""
+        for part, new in zip(self._parts, made[1:], strict=False):
+            part[start:stop] = new
+        self.there[start:stop] = bool(self._parts)
+
+    def rows(self, index: int, start: int, stop: int) -> Tensor | None:
+        """Rows of the scales (index 1) or the zero points (2), if all are kept."""
+        return self._parts[index - 1][start:stop] if index and bool(self.there[start:stop].all()) else None
+
+
+@lru_cache(maxsize=1)
+def _waiting(job: _Job) -> _Waiting:
+    return _Waiting(job)
 
 
 def _block(job: _Job, start: int, stop: int) -> list[Tensor]:
@@ -92,8 +122,8 @@ def _block(job: _Job, start: int, stop: int) -> list[Tensor]:
     if job.grid.method != "hqq" or (stop - start) * math.prod(job.weight.shape[1:]) < WORTH_KEEPING:
         return _encoded(job, start, stop)
     content = hashlib.sha256()
-    for piece in job.pieces(start, stop):
-        add_tensor(content, piece)
+    for piece in job.weight.pieces(start, stop):
+        add_tensor(content, piece.read())
     key = key_of("hqq", job.grid, job.weight.shape[1:], job.weight.dtype, content.hexdigest())
     expected = {str(i): form for i, form in enumerate(_forms(job, stop - start))}
     found = remembered(key, expected, lambda: dict(zip(expected, _encoded(job, start, stop), strict=True)))
@@ -111,15 +141,25 @@ def _forms(job: _Job, rows: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
 def _encoded(job: _Job, start: int, stop: int) -> list[Tensor]:
     expected = _forms(job, stop - start)
     found = [torch.empty(math.prod(shape[:-1]), shape[-1], dtype=dtype) for shape, dtype in expected]
-    at = 0
-    for piece in job.pieces(start, stop):
-        codes, *rest = encode(piece, job.grid)
+
+    def put(placed: tuple[int, Piece]) -> None:
+        at, piece = placed
+        codes, *rest = encode(piece.read(), job.grid)
         for whole, part in zip(found, (pack(codes, job.grid.stored), *rest), strict=False):
             if part is not None:
-                whole[at : at + len(piece)] = part
-        at += len(piece)
-        del piece  # the next one is read beside it otherwise
+                whole[at : at + piece.rows] = part
+
+    in_threads(put, _placed(job.weight.pieces(start, stop)))
     return [whole.reshape(shape) for whole, (shape, _) in zip(found, expected, strict=True)]
+
+
+def _placed(pieces: Iterator[Piece]) -> Iterator[tuple[int, Piece]]:
+    """Each piece with its first row."""
+    at = 0
+    for piece in pieces:
+        yield at, piece
+        at += piece.rows
+        del piece  # the next one is read beside it otherwise
 
 
 _remembered = lru_cache(maxsize=1)(_block)  # a writer asks for the packed tensor and for its scales in turn
@@ -163,14 +203,20 @@ def as_stored(
     """Codes `[…, in]`, scales and zero points `[…, groups, 1]` as they are stored, see `encode`."""
     scale = scale.squeeze(-1).to(dtype)
     if grid.symmetric:
-        return (codes + (2 ** (grid.stored - 1) - 2 ** (grid.bits - 1))).to(torch.uint8), scale, None
-    return codes.to(torch.uint8), scale, zero.squeeze(-1).to(torch.uint8)
+        more = 2 ** (grid.stored - 1) - 2 ** (grid.bits - 1)
+        return _bytes(codes + more if more else codes), scale, None
+    return _bytes(codes), scale, zero.squeeze(-1).to(torch.uint8)
+
+
+def _bytes(codes: Tensor) -> Tensor:
+    """Whole numbers from 0 to 255 as uint8, by a detour for which processors have instructions."""
+    return codes.to(torch.int16).to(torch.uint8)
 
 
 def _rounding(groups: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Scale and zero point `[..., groups, 1]` that no number of a group exceeds; the scale is rounded to the dtype that
     it is kept in."""
-    low, high = groups.aminmax(dim=-1, keepdim=True)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)  # aminmax takes several times as long
     middle = 2 ** (grid.bits - 1)
     if grid.symmetric:
         scale = (

@@ -35,7 +35,8 @@ def _keeping(weight: Weight, sources: Sequence[Weight], move: Callable[[list[Wei
 def from_tensor(tensor: Tensor, name: str) -> Weight:
     """A weight that is in memory already; `name` is its origin's text."""
     value = tensor.detach()
-    return Weight(tuple(value.shape), value.dtype, name, lambda a, b: value[a:b] if value.dim() else value)
+    read = lambda a, b: value[a:b] if value.dim() else value  # noqa: E731
+    return Weight(tuple(value.shape), value.dtype, name, read, by_rows=True)
 
 
 @lru_cache(maxsize=64)
@@ -58,7 +59,7 @@ def from_file(path: str | Path, name: str) -> Weight:
         handle = _open(str(path), version)
         return handle.get_slice(name)[start:stop] if shape else handle.get_tensor(name)
 
-    return Weight(shape, dtype, f"{Path(path).name}:{name}", read)
+    return Weight(shape, dtype, f"{Path(path).name}:{name}", read, by_rows=True)
 
 
 _SAFETENSORS_DTYPES = {
@@ -76,7 +77,7 @@ def rowwise(text: str, function: Callable[..., Tensor], *inputs: Weight) -> Weig
     probe = function(*(w.meta() for w in inputs))
     origin = f"{text}({', '.join(w.origin for w in inputs)})"
     read = lambda a, b: function(*(w.read(a, b) for w in inputs))  # noqa: E731
-    return Weight(tuple(probe.shape), probe.dtype, origin, read, inputs=inputs)
+    return Weight(tuple(probe.shape), probe.dtype, origin, read, inputs=inputs, by_rows=all(w.by_rows for w in inputs))
 
 
 def rearranged(text: str, function: Callable[[Tensor], Tensor], weight: Weight) -> Weight:
@@ -108,7 +109,10 @@ def stack(weights: Sequence[Weight]) -> Weight:
     same = all(w is first for w in weights)
     text = f"{first.origin} x {len(weights)}" if same else ", ".join(w.origin for w in weights)
     read = lambda a, b: torch.stack([w.load() for w in weights[a:b]]) if b > a else first.load()[None][:0]  # noqa: E731
-    stacked = Weight((len(weights), *first.shape), first.dtype, f"stack({text})", read, inputs=tuple(weights))
+    members = tuple(weights)
+    stacked = Weight(
+        (len(weights), *first.shape), first.dtype, f"stack({text})", read, inputs=members, member=members.__getitem__
+    )
     return _keeping(stacked, weights, stack)
 
 
@@ -116,6 +120,7 @@ def concat(weights: Sequence[Weight], dim: int) -> Weight:
     """`torch.cat(weights, dim)`; `dim` 0 reads only the pieces that a block touches."""
     if dim != 0:
         joined = rowwise(f"concat[{dim}]", lambda *parts: torch.cat(parts, dim), *weights)
+        joined = replace(joined, member=_joined_members(weights, dim % len(joined.shape)))
         last = dim % len(joined.shape) == len(joined.shape) - 1
         return joined if last else _keeping(joined, weights, lambda parts: concat(parts, dim))
     starts = [0]
@@ -131,12 +136,21 @@ def concat(weights: Sequence[Weight], dim: int) -> Weight:
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     origin = f"concat({', '.join(w.origin for w in weights)})"
-    joined = Weight((starts[-1], *weights[0].shape[1:]), weights[0].dtype, origin, read, inputs=tuple(weights))
+    shape, by_rows = (starts[-1], *weights[0].shape[1:]), all(w.by_rows for w in weights)
+    joined = Weight(shape, weights[0].dtype, origin, read, inputs=tuple(weights), by_rows=by_rows)
     return joined if len(joined.shape) < 2 else _keeping(joined, weights, lambda parts: concat(parts, 0))
+
+
+def _joined_members(weights: Sequence[Weight], dim: int) -> Callable[[int], Weight] | None:
+    """The members of stacks that are joined within their matrices."""
+    members = [w.member for w in weights if w.member is not None]
+    return (lambda e: concat([one(e) for one in members], dim - 1)) if len(members) == len(weights) else None
 
 
 def select(weight: Weight, index: int) -> Weight:
     """`weight[index]`: one expert of a stack."""
+    if weight.member is not None:
+        return weight.member(index)
 
     def read(start: int, stop: int) -> Tensor:
         row = weight.read(index, index + 1)[0]
@@ -150,7 +164,9 @@ def rows(weight: Weight, start: int, stop: int) -> Weight:
     """`weight[start:stop]`."""
     shape = (stop - start, *weight.shape[1:])
     read = lambda a, b: weight.read(start + a, start + b)  # noqa: E731
-    some = Weight(shape, weight.dtype, f"{weight.origin}[{start}:{stop}]", read, inputs=(weight,))
+    some = Weight(
+        shape, weight.dtype, f"{weight.origin}[{start}:{stop}]", read, inputs=(weight,), by_rows=weight.by_rows
+    )
     return _keeping(some, [weight], lambda parts: rows(parts[0], start, stop))
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+from moec.files.sink import FolderSink, Sink
+from moec.progress import Progress
 from moec.weights.lazy import Weight
 
 _DTYPES = {
@@ -22,13 +24,24 @@ _DTYPES = {
     torch.int32: "I32",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
 }
 
 
-def write_shards(folder: Path, weights: Mapping[str, Weight], max_shard_bytes: int) -> list[Path]:
-    """Write `model.safetensors`, or numbered shards and their index when the weights need more than `max_shard_bytes`.
+def write_shards(
+    folder: Path, weights: Mapping[str, Weight], max_shard_bytes: int, progress: Progress | None = None
+) -> list[Path]:
+    """`stream_shards` into a folder; returns the files. Raises OSError when the disk says no."""
+    return [folder / name for name in stream_shards(FolderSink(folder), weights, max_shard_bytes, progress)]
 
-    A single weight that is larger than `max_shard_bytes` gets a shard of its own. Raises OSError when the disk says no.
+
+def stream_shards(
+    sink: Sink, weights: Mapping[str, Weight], max_shard_bytes: int, progress: Progress | None = None
+) -> list[str]:
+    """Write `model.safetensors`, or numbered shards and their index when the weights need more than `max_shard_bytes`;
+    returns the files' names.
+
+    A single weight that is larger than `max_shard_bytes` gets a shard of its own. Raises OSError when the sink does.
     """
     shards = _partition(weights, max_shard_bytes)
     names = (
@@ -36,18 +49,21 @@ def write_shards(folder: Path, weights: Mapping[str, Weight], max_shard_bytes: i
         if len(shards) == 1
         else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     )
+    total, done = sum(weight.size_bytes for weight in weights.values()), 0
     for name, shard in zip(names, shards, strict=True):
-        with (folder / name).open("wb") as file:
-            _write(file, shard)
-    files = [folder / name for name in names]
+        with sink.create(name) as file:
+            for key, size in _write(file, shard):
+                done += size
+                (progress or Progress()).advance(done, total, "B", key)
     if len(shards) > 1:
         index = {
-            "metadata": {"total_size": sum(w.size_bytes for w in weights.values())},
+            "metadata": {"total_size": total},
             "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
         }
-        files.append(folder / "model.safetensors.index.json")
-        files[-1].write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    return files
+        names.append("model.safetensors.index.json")
+        with sink.create(names[-1]) as file:
+            file.write((json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+    return names
 
 
 def _partition(weights: Mapping[str, Weight], limit: int) -> list[dict[str, Weight]]:
@@ -62,7 +78,8 @@ def _partition(weights: Mapping[str, Weight], limit: int) -> list[dict[str, Weig
     return shards
 
 
-def _write(file: BinaryIO, weights: Mapping[str, Weight]) -> None:
+def _write(file: BinaryIO, weights: Mapping[str, Weight]) -> Iterator[tuple[str, int]]:
+    """Write one file; after each block, whose it was and how many bytes it had."""
     ordered = sorted(
         weights.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])
     )  # wide types first, so that all are aligned
@@ -78,6 +95,6 @@ def _write(file: BinaryIO, weights: Mapping[str, Weight]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)
-    for _, weight in ordered:
+    for name, weight in ordered:
         for block in weight.blocks() if weight.size_bytes else ():
-            file.write(block.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+            yield name, file.write(block.detach().contiguous().flatten().view(torch.uint8).numpy().data)

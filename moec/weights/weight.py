@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 BLOCK_BYTES = 64 * 2**20
+PIECE = 2**19  # numbers: 2 MiB in float32, and as much of what is computed from them
 _smaller: list[int] = []  # one for each `blocks_of` that is under way; threads that read weights are meant, too
 
 
@@ -29,6 +31,14 @@ def blocks_of(most_bytes: int) -> Iterator[None]:
         _smaller.remove(most_bytes)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Some rows `[rows, width]` of a weight, to be read where they are used; see `Weight.pieces`."""
+
+    rows: int
+    read: Callable[[], Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class Weight:
     """A tensor that is not there yet.
@@ -45,6 +55,10 @@ class Weight:
         inputs: the weights that it is computed from; none for a tensor of a file or in memory.
         relaid: reading the checkpoint changed the order of its elements, since the model's code keeps them in another
             than `moec::experts` reads.
+        by_rows: a few rows cost no more than their share, so that they may be read as few at a time as a processor's
+            cache holds.
+        member: of a stack, `member(e)` is `self[e]` as a weight whose rows can be read alone; None where a matrix of it
+            can only be read as a whole.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +69,8 @@ class Weight:
     coded: PackedWeight | None = None
     inputs: tuple[Weight, ...] = field(default=(), repr=False)
     relaid: bool = False
+    by_rows: bool = False
+    member: Callable[[int], Weight] | None = field(default=None, repr=False)
 
     @property
     def size_bytes(self) -> int:
@@ -88,6 +104,30 @@ class Weight:
         step = max(1, (most_bytes or block_bytes()) // row_bytes)
         for start in range(0, self.shape[0], step):
             yield self.read(start, min(start + step, self.shape[0]))
+
+    def pieces(self, start: int, stop: int, numbers: int | None = None) -> Iterator[Piece]:
+        """Rows as matrices `[rows, width]` of about so many numbers (`PIECE` by default) each, at least one row: what
+        is computed of a piece stays in the processor's cache. Where few rows cost as much as many, these are cut from
+        larger blocks, which are read when the first of them is asked for."""
+        if 0 in self.shape:
+            return
+        if self.member is not None and len(self.shape) > 2:
+            for e in range(start, stop):
+                one = self.member(e)
+                yield from one.pieces(0, one.shape[0], numbers)
+            return
+        width = self.shape[-1] if len(self.shape) > 1 else 1
+        rows, few = max(1, (numbers or PIECE) // width), self.by_rows and len(self.shape) == 2
+        block = max(1, block_bytes() // (math.prod(self.shape[1:]) * self.dtype.itemsize))
+        step = max(1, stop - start) if self.atomic else rows if few else block
+        for at in range(start, stop, step):
+            end = min(at + step, stop)
+            if few:
+                yield Piece(end - at, partial(self.read, at, end))
+            else:
+                parts = self.read(at, end).reshape(-1, width).split(rows)
+                yield from (Piece(len(part), part.detach) for part in parts)
+                del parts  # the next block is read beside it otherwise
 
 
 @dataclass(frozen=True)

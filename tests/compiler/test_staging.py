@@ -203,7 +203,7 @@ def test_an_error_of_another_file_names_that_file(tmp_path: Path) -> None:
 class Checkpoints:
     """A source that writes a checkpoint, and a GGUF file."""
 
-    def save_checkpoint(self, program: object, folder: Path) -> None:
+    def save_checkpoint(self, program: object, folder: Path, progress: object = None) -> None:
         folder.mkdir()
         (folder / "config.json").write_text("new")
 

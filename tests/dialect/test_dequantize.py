@@ -75,3 +75,16 @@ def test_it_makes_no_difference_how_much_is_unpacked_at_a_time(zeros: bool, monk
         assert torch.equal(torch.ops.moec.dequantize(packed, scale, zero, bits=4), want)
     assert not torch.equal(torch.ops.moec.dequantize(packed, scale.flip(1), zero, bits=4), want)
     assert torch.ops.moec.dequantize(packed[:0], scale[:0], None, bits=4).shape == (0, 5, 32)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_codes_are_packed_wherever_they_lie(bits: int) -> None:
+    q = numbers(bits).to(torch.uint8)
+    want = pack(q.clone(), bits)
+    shifted = torch.zeros(q.numel() + 1, dtype=torch.uint8)[1:].view_as(q).copy_(q)  # no word begins there
+    spread = q.repeat_interleave(2, -1)[..., ::2]
+    assert torch.equal(pack(shifted, bits), want) and torch.equal(pack(spread, bits), want)
+    assert torch.equal(pack(q[1:, 1:2], bits), want[1:, 1:2]) and torch.equal(pack(q.double(), bits), want)
+    assert not torch.equal(pack(q.flip(-1), bits), want)
+    assert pack(q[..., :0], bits).shape == (2, ROWS, 0) and pack(q[:0], bits).shape == (0, *want.shape[1:])
+    assert pack(q.to("meta"), bits).shape == want.shape

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moec.dialect import dequantize
+from moec.dialect import dequantize, pack
 from moec.quantization.grid import Grid
 from moec.quantization.rounding import encode, quantize_weight
 from moec.weights import lazy as weights
 from moec.weights.lazy import from_file, from_tensor
 from moec.weights.shards import write_shards
-from moec.weights.weight import PackedWeight
+from moec.weights.weight import PackedWeight, Weight, blocks_of
 
 # relative error of normal numbers in groups of 32: measured 0.0053, 0.087 and 0.37 by rounding; each bound is broken by
 # half the bits
@@ -189,3 +189,52 @@ def test_equal_origins_mean_equal_content() -> None:
     source = from_tensor(normal(4, 64), "w")
     texts = [w.origin for grid in GRIDS for w in quantize_weight(source, grid).parts()]
     assert len(set(texts)) == len(texts) and quantize_weight(source, GRIDS[0]).packed.origin == texts[0]
+
+
+def noted(value: Tensor, asked: list[int]) -> Weight:
+    """Experts `[E, out, in]` one by one, each of which notes how many rows are read."""
+
+    def expert(e: int) -> Weight:
+        def read(start: int, stop: int) -> Tensor:
+            asked.append(stop - start)
+            return value[e, start:stop]
+
+        return Weight(tuple(value.shape[1:]), value.dtype, f"expert {e}", read, by_rows=True)
+
+    return weights.stack([expert(e) for e in range(len(value))])
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 32), Grid(4, 32, symmetric=False), Grid(8, 32)], ids=str)
+def test_the_bytes_do_not_depend_on_threads_and_pieces(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    value, before = normal(6, 40, 64), torch.get_num_threads()
+    want = encode(value, grid)
+    monkeypatch.setattr("moec.weights.weight.PIECE", 256)
+    monkeypatch.setattr("moec.quantization.rounding._REMEMBERED_BYTES", 0)
+    for threads in (1, 2):
+        try:
+            torch.set_num_threads(threads)
+            parts = quantize_weight(noted(value, []), grid).parts()
+            found = [torch.cat([part.read(a, a + 2) for a in (0, 2, 4)]) for part in parts]
+        finally:
+            torch.set_num_threads(before)
+        assert torch.equal(found[0], pack(want[0], grid.bits)) and torch.equal(found[1], want[1])
+        assert (want[2] is None and len(found) == 2) or torch.equal(found[2], want[2])  # type: ignore[arg-type]
+        assert not torch.equal(found[1].roll(1, 0), want[1])
+
+
+def test_scales_wait_for_their_turn_where_memory_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moec.quantization.rounding._REMEMBERED_BYTES", 0)
+    value, asked = normal(6, 40, 64), list[int]()
+    parts = quantize_weight(noted(value, asked), Grid(4, 32))
+    for _ in (parts.packed.read(0, 4), parts.packed.read(4, 6), parts.scale.read(0, 6)):
+        pass
+    assert sum(asked) == 6 * 40, "each row is read once"
+    parts = quantize_weight(noted(value, asked), Grid(4, 32))
+    parts.packed.read(0, 4)
+    assert torch.equal(parts.scale.read(2, 6), encode(value, Grid(4, 32))[1][2:6]), "made anew where one is missing"
+    asked.clear()
+    with blocks_of(2**20):
+        parts = quantize_weight(noted(value, asked), Grid(4, 32))
+        parts.packed.load()
+        parts.scale.load()
+    assert sum(asked) == 2 * 6 * 40, "nothing waits under a limit"

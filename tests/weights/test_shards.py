@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from moec.progress import Progress
 from moec.weights import lazy as weights
 from moec.weights.lazy import Weight
 from moec.weights.shards import write_shards
@@ -49,6 +50,17 @@ def test_shards_and_their_index(limit: int, tmp_path: Path) -> None:
     assert len(files) > 1 and described["metadata"]["total_size"] == sum(t.nbytes for t in TENSORS.values())
     assert equal({k: v for file in files for k, v in load_file(file).items()})
     assert all(name in load_file(tmp_path / file) for name, file in described["weight_map"].items())
+
+
+def test_progress_is_told_the_bytes_of_every_block(tmp_path: Path) -> None:
+    told: list[tuple[int, int, str, str]] = []
+
+    class Noted(Progress):
+        def advance(self, done: int, total: int, unit: str = "", what: str = "") -> None:
+            told.append((done, total, unit, what))
+
+    write_shards(tmp_path, {"a": LAZY["a"], "half": LAZY["half"]}, 70, Noted())
+    assert told == [(60, 84, "B", "a"), (84, 84, "B", "half")]
 
 
 def test_large_weights_are_read_in_blocks(tmp_path: Path) -> None:

@@ -106,3 +106,36 @@ def test_blocks_become_smaller_within_and_never_larger() -> None:
         assert block_bytes() == 48 and [len(part) for part in parts] == [3, 3, 3, 1]
         assert torch.equal(torch.cat(parts), weight.load())
     assert block_bytes() == BLOCK_BYTES
+
+
+def test_pieces_are_all_rows_once_and_few_at_a_time() -> None:
+    parts = [torch.randn(6, 4) for _ in range(4)]
+    asked: list[int] = []
+
+    def noted(value: torch.Tensor) -> Weight:
+        def read(start: int, stop: int) -> torch.Tensor:
+            asked.append(stop - start)
+            return value[start:stop]
+
+        return Weight((6, 4), value.dtype, "noted", read, by_rows=True)
+
+    gate, up = lazy.stack(list(map(noted, parts[:2]))), lazy.stack(list(map(noted, parts[2:])))
+    both = torch.cat([torch.stack(parts[:2]), torch.stack(parts[2:])], 1)
+    for weight, whole in (
+        (lazy.concat([gate, up], 1), both.flatten(0, 1)),
+        (lazy.concat(list(map(noted, parts)), 0), torch.cat(parts)),
+        (lazy.select(gate, 1), parts[1]),
+        (lazy.transpose(noted(parts[0]), 0, 1), parts[0].T),
+        (lazy.whole("copy", lambda t: t, noted(parts[0])), parts[0]),
+        (lazy.transpose(gate, 1, 2), torch.stack(parts[:2]).transpose(1, 2).flatten(0, 1)),
+    ):
+        asked.clear()
+        pieces = list(weight.pieces(0, weight.shape[0], numbers=8))
+        assert all(piece.rows <= 2 for piece in pieces)
+        found = torch.cat([piece.read() for piece in pieces])
+        assert torch.equal(found, whole) and not torch.equal(found.flip(0), whole)
+        assert sum(asked) * 4 == whole.numel(), "nothing is read twice"
+    assert max(asked) == 6, "a transposed expert is read as a whole"
+    assert torch.equal(torch.cat([p.read() for p in gate.pieces(1, 2)]), parts[1])
+    (scalar,) = lazy.from_tensor(torch.arange(5.0), "v").pieces(1, 4)
+    assert scalar.read().flatten().tolist() == [1, 2, 3]

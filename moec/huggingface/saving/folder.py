@@ -12,6 +12,7 @@ from moec.files.exchange import move
 from moec.files.inside import leads_outside
 from moec.files.refused import refused
 from moec.files.workplace import workplace
+from moec.progress import Progress
 from moec.weights.lazy import Weight
 from moec.weights.shards import write_shards
 
@@ -52,18 +53,19 @@ def write_checkpoint(
     max_shard_bytes: int,
     beside: Path | None,
     code: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write config.json and the weights, one block of a weight in memory at a time.
 
     Args:
         stored: name in the files -> lazy weight. max_shard_bytes: of one weight file.
         beside: a folder whose tokenizer files, licence and the like are copied, or None.
-        code: texts of the Python files that the config's `auto_map` names.
+        code: texts of the Python files that the config's `auto_map` names. progress: is told the bytes of the weights.
     """
     config.save_pretrained(folder)
     for name, text in (code or {}).items():
         (folder / name).write_text(text, "utf-8")
-    write_shards(folder, stored, max_shard_bytes)
+    write_shards(folder, stored, max_shard_bytes, progress)
     for pattern in _BESIDE if beside else ():
         for file in beside.glob(pattern):  # type: ignore[union-attr]
             if file.is_file() and not leads_outside(file, beside):  # type: ignore[arg-type]

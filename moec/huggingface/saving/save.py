@@ -3,6 +3,8 @@ or quantized, for a server."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import torch
 
 from moec.huggingface.saving.compressed_tensors import in_packed_form
 from moec.huggingface.saving.folder import publish, write_checkpoint
-from moec.huggingface.saving.planned import plan
+from moec.huggingface.saving.planned import Planned, plan
 from moec.program.program import Program
 from moec.program.trainable import TrainableProgram
+from moec.progress import Progress
 
 
 def save_hf(
@@ -21,6 +24,7 @@ def save_hf(
     source: Any = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5 * 10**9,
+    progress: Progress | None = None,
 ) -> str:
     """Write an upcycled, merged, carved, pruned, trained or quantized causal language model, or one with fewer experts
     a token, as `config.json` and safetensors, streaming: one block of a weight in memory at a time.
@@ -37,6 +41,7 @@ def save_hf(
             `HuggingFaceSource`. Tokenizer files are copied from a folder.
         dtype: to store in; None means the program's. Another one rounds scales too.
         max_shard_bytes: of one weight file.
+        progress: is told how many bytes of the weights are written.
 
     Returns:
         The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe` for an upcycled or merged model; for a
@@ -47,9 +52,16 @@ def save_hf(
         MoecError: M206 when no architecture of transformers, or the packed form, holds the model exactly, with the
             reasons; M210 when the folder cannot be written.
     """
+    planned = plan_hf(model, source, dtype)
+    write = partial(write_checkpoint, config=planned.config, stored=planned.stored, max_shard_bytes=max_shard_bytes)
+    publish(Path(folder), partial(write, beside=planned.beside, code=planned.code, progress=progress))
+    return str(planned.config.model_type)
+
+
+def plan_hf(model: Program | TrainableProgram, source: Any = None, dtype: torch.dtype | None = None) -> Planned:
+    """What `save_hf` writes, packed weights in their packed form. Reads no weight; raises M206 as `save_hf` does."""
     planned = plan(model, source, dtype)
-    target, stored, beside, code = planned.config, planned.stored, planned.beside, planned.code
-    if planned.packed:
-        target, stored = in_packed_form(target, stored, planned.where)
-    publish(Path(folder), lambda partial: write_checkpoint(partial, target, stored, max_shard_bytes, beside, code))
-    return str(target.model_type)
+    if not planned.packed:
+        return planned
+    config, stored = in_packed_form(planned.config, planned.stored, planned.where)
+    return replace(planned, config=config, stored=stored)

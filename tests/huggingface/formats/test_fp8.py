@@ -65,3 +65,17 @@ def test_which_are_read(config: dict[str, Any], words: str) -> None:
             HEIGHT,
             WIDTH,
         )
+
+
+@pytest.mark.parametrize("nan", [False, True])
+@pytest.mark.parametrize("factor", [1.0, 2.0**-130, 2.0**101, 2.0**125, float("inf")])
+def test_every_code_is_what_pytorch_says(factor: float, nan: bool) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).repeat(3, 1)
+    codes[:, [0x7F, 0xFF]] = 0x7F if nan else 0x7E
+    stored = {"w": codes.view(torch.float8_e4m3fn), "w_scale_inv": torch.tensor([[1.0, 1.7, 3e-3]]) * factor}
+    found = decode({n: from_tensor(t, n) for n, t in stored.items()}, (8, 100))["w"].load()
+    wanted = stored["w"].float() * stored["w_scale_inv"].repeat_interleave(100, 1)[:, :256]
+    assert torch.equal(found.isnan(), wanted.isnan()) and bool(found.isnan().any()) == (nan or factor == float("inf"))
+    assert torch.equal(found.nan_to_num(5.0).view(torch.int32), wanted.nan_to_num(5.0).view(torch.int32)), "signs, too"
+    wrong = wanted.nan_to_num(5.0) * (1 + 2.0**-23)
+    assert not torch.equal(found.nan_to_num(5.0), wrong)
