@@ -40,8 +40,8 @@ APART = f"""\
 ALONE = "# The model has no batch dimension that all inputs and outputs share, so each request runs alone.\n"
 UNCHECKED = "Triton does not check that."
 LOADED = """\
-# The graph has operators of the library below. Its name is read from the server's working directory: start the server in
-# the model repository, or write the full path.
+# The graph has operators of the library below. Its name is read from the server's working directory: start the server
+# in the model repository, or write the full path.
 """
 CACHE = """\
 # The server keeps nothing between requests: a client sends the keys and values of earlier tokens, and whatever else

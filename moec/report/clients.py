@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
+from moec.kernels.cpu.building import LIBRARY
 from moec.layouts.kserve import FILE
 from moec.report.report import Report
 from moec.targets.target import Target
@@ -21,6 +22,12 @@ def client_code(client: str, report: Report, folder: str) -> str:
         return f"kubectl apply -f {PurePosixPath(folder, FILE)}"
     if client == GENAI:
         return f'import onnxruntime_genai\n\nmodel = onnxruntime_genai.Model("{folder}")'
-    provider = "CUDAExecutionProvider" if Target.parse(report.target).device == "cuda" else "CPUExecutionProvider"
-    path = PurePosixPath(folder, "model.onnx")
-    return f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{path}", providers=["{provider}"])'
+    target = Target.parse(report.target)
+    provider = "CUDAExecutionProvider" if target.device == "cuda" else "CPUExecutionProvider"
+    path, options = PurePosixPath(folder, "model.onnx"), ""
+    lines = ["import onnxruntime", ""]
+    if target.options.get("kernels") == "moec":  # the graph has operators of a library beside it
+        library, options = PurePosixPath(folder, LIBRARY), "options, "
+        lines += ["options = onnxruntime.SessionOptions()", f'options.register_custom_ops_library("{library}")']
+    lines.append(f'session = onnxruntime.InferenceSession("{path}", {options}providers=["{provider}"])')
+    return "\n".join(lines)

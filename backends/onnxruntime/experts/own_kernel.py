@@ -1,5 +1,5 @@
-"""The experts as one operator of moec's own library (`moec.kernels.cpu`), which reads each chosen expert's weights once,
-as they are stored.
+"""The experts as one operator of moec's own library (`moec.kernels.cpu`), which reads each chosen expert's weights
+once, as they are stored.
 
 It mixes by any ids and weights, repeated ids and negative weights too, and has every activation of the dialect. What it
 gives for a token hangs neither on the other tokens of a call nor on the number of threads.

@@ -164,9 +164,11 @@ inline void tile_codes(const Matrix& m, size_t row, const float* const* x, float
     for (size_t t = 0; t < M; t++)
 #pragma GCC unroll 8
         for (size_t n = 0; n < N; n++) acc[t][n] = every(0.0f);
+    const size_t ahead = N * m.row_bytes();
     for (size_t g = 0, k = 0; k < m.columns; g++) {
         Grid<BITS> grids[N];
         for (size_t n = 0; n < N; n++) grids[n] = rows[n].grid(g);
+        for (size_t n = 0; n < N; n++) __builtin_prefetch(rows[n].codes + k / PLACES + ahead, 0, 2);
         for (const size_t end = k + m.group; k < end; k += CHUNK) {
             Codes codes[N];
             for (size_t n = 0; n < N; n++) codes[n] = load_bytes(rows[n].codes + k / PLACES);
@@ -183,7 +185,7 @@ inline void tile_codes(const Matrix& m, size_t row, const float* const* x, float
 
 template <int BITS, size_t M>
 inline void direct(const Matrix& m, size_t row, size_t rows, const float* const* x, float* out, size_t step) {
-    constexpr size_t N = 4;
+    constexpr size_t N = M == 1 ? 8 : 4;
     size_t r = 0;
     for (; r + N <= rows; r += N) tile_codes<BITS, M, N>(m, row + r, x, out + r, step);
     for (; r < rows; r++) tile_codes<BITS, M, 1>(m, row + r, x, out + r, step);

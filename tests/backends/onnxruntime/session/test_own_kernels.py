@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from moec.backends.onnxruntime.experts.own_kernel import FORMULATION
 from moec.kernels.cpu.building import LIBRARY
 from moec.kernels.cpu.library import PLACE
 from moec.layouts.facts import OPERATORS
+from moec.report.clients import RUNTIME, client_code
+from moec.report.report import Report
 from tests.command_line import Cli
 from tests.zoo import save
 
@@ -43,12 +46,10 @@ def test_it_is_proven_again_and_runs(engine: Path, cpu_kernels: Path) -> None:
     assert moec.load(engine)(input_ids=torch.tensor([[5, 6, 7]]))["logits"].isfinite().all()
 
 
-def test_plain_onnx_runtime_opens_it_with_one_line(engine: Path) -> None:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.register_custom_ops_library(str(engine / LIBRARY))
-    session = onnxruntime.InferenceSession(str(engine / "model.onnx"), options, providers=["CPUExecutionProvider"])
+def test_plain_onnx_runtime_opens_it_by_the_lines_of_the_report(engine: Path) -> None:
+    found: dict[str, Any] = {}
+    exec(client_code(RUNTIME, Report.read(engine / "moec.json"), str(engine)), found)
+    session = found["session"]
     feeds = {}
     for i in session.get_inputs():
         sizes = [d if isinstance(d, int) else 1 for d in i.shape]
