@@ -50,7 +50,10 @@ def read_gguf(path: Path) -> GgufContent:
     """
     require_package()
     reader = _open(path)
-    fields = _fields(reader, path)
+    fields = _fields(reader)
+    if int(fields.get("split.count", 0)) > 1:
+        fix = "join the parts first: llama-gguf-split --merge FIRST-PART.gguf OUT.gguf"
+        raise MoecError("M206", "the GGUF file is one part of a model", str(path), fix)
     tensors = {str(t.name): t for t in reader.tensors}
     shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
     factors = tensors.pop(ROPE_FACTORS, None)
@@ -78,7 +81,7 @@ def _open(path: Path) -> Any:
         raise MoecError("M204", f"it is no GGUF file, or a part of one: {reason}", str(path), _AGAIN) from error
 
 
-def _fields(reader: Any, path: Path) -> dict[str, Any]:
+def _fields(reader: Any) -> dict[str, Any]:
     """The file's facts, but for long lists."""
     return {name: field.contents() for name, field in reader.fields.items() if len(field.data) <= 1}
 

@@ -19,6 +19,9 @@ from moec.huggingface.reading.model_class import CONFIG, check_permission, class
 def described(text: str) -> tuple[Any, Any]:
     """Class and config of the model that a config describes. Arguments and errors as those of `bare_model`."""
     path = Path(text)
+    if path.suffix == ".gguf" and path.is_file():
+        what = "a GGUF file is compiled, and is not planned: a plan reads a config.json"
+        raise MoecError("M204", what, text, "plan the config.json of the engine that `moec compile` makes of it")
     return _from_file(path) if path.is_file() else _from_folder(resolve(text))
 
 

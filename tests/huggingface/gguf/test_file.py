@@ -49,6 +49,12 @@ def test_no_file_is_said(tmp_path: Path) -> None:
     assert caught.value.code == "M204"
 
 
+def test_a_plan_is_made_of_its_config(file: Path, cli: Cli) -> None:
+    assert cli.json("plan", file, status=2)["error"]["code"] == "M204"
+    origin = GgufFile(str(file))
+    assert cli.json("plan", origin.path / "config.json")["advice"]  # as in an engine's folder: the way out
+
+
 @pytest.mark.slow
 def test_the_engine_of_a_file_writes_the_text(file: Path, tmp_path: Path, cli: Cli) -> None:
     engine = tmp_path / "engine"

@@ -118,6 +118,10 @@ def _turned(fields: Any, tensors: Any) -> None:
     fields["llama.rope.scaling.type"] = ("yarn", gguf.GGUFValueType.STRING)
 
 
+def _split(fields: Any, tensors: Any) -> None:
+    fields["split.count"] = (2, gguf.GGUFValueType.UINT16)
+
+
 def _unsaid(fields: Any, tensors: Any) -> None:
     del fields["llama.block_count"]
 
@@ -130,6 +134,7 @@ def _unsaid(fields: Any, tensors: Any) -> None:
         (_finer, "M206", "Q5_0"),
         (_turned, "M206", "yarn"),
         (_unsaid, "M204", "block_count"),
+        (_split, "M206", "one part"),
     ],
 )
 def test_a_file_that_is_not_known_is_refused(changes: Any, code: str, reason: str, tmp_path: Path) -> None:
@@ -137,6 +142,13 @@ def test_a_file_that_is_not_known_is_refused(changes: Any, code: str, reason: st
         read_gguf(written(tmp_path, changes))
     assert caught.value.code == code and caught.value.fix
     assert read_gguf(tmp_path / "right.gguf").config["model_type"] == "llama"
+
+
+def test_a_tensor_that_lacks_is_said(tmp_path: Path) -> None:
+    file = written(tmp_path, lambda fields, tensors: tensors.pop("blk.1.attn_k.weight"))
+    with pytest.raises(MoecError, match=r"layers\.1\.self_attn\.k_proj") as caught:
+        open_source(str(file)).account()
+    assert caught.value.code == "M205"
 
 
 @pytest.mark.parametrize("length", [0, 3, 100, 3000])

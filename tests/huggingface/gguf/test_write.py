@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +35,26 @@ CLOSE = 1e-4  # max |d|/std of the logits in float32; 3e-6 to 2e-5 were measured
 
 
 def made(name: str, **changes: Any) -> tuple[HuggingFaceSource, Program]:
-    own = {"moe_intermediate_size": 64} if name == "qwen3_moe" else {}
-    source = HuggingFaceSource.from_model(zoo.build(name, **{**SIZES, **own, **changes}))
-    return source, source.capture()
+    source = _source(name, repr(changes))
+    return source, _captured(source, torch.float32)
 
 
 def passed(name: str, text: str, dtype: torch.dtype = torch.float32) -> tuple[HuggingFaceSource, Program]:
-    source, program = made(name)
-    program = source.capture(dtype) if dtype != torch.float32 else program
+    source = _source(name)
+    program = _captured(source, dtype)
     return source, Pipeline.parse(text).run(program)[0] if text else program
+
+
+@cache
+def _source(name: str, changes: str = "{}") -> HuggingFaceSource:
+    own = {"moe_intermediate_size": 64} if name == "qwen3_moe" else {}
+    return HuggingFaceSource.from_model(zoo.build(name, **{**SIZES, **own, **ast.literal_eval(changes)}))
+
+
+@cache
+def _captured(source: HuggingFaceSource, dtype: torch.dtype) -> Program:
+    """Its program; nobody changes it."""
+    return source.capture(dtype)
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -220,6 +233,7 @@ def test_llama_cpp_scales_positions_as_the_program_does(tmp_path: Path) -> None:
     ],
 )
 def test_llama_cpp_writes_the_text_of_the_engine(name: str, passes: str, floats: str, tmp_path: Path, cli: Cli) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     model, engine, file = spoken.folder(name, tmp_path / "model"), tmp_path / "engine", tmp_path / "model.gguf"
     budget = ("--max-kl", "9", "--tolerance", "9")
     given = ("--pass", passes, "--save-gguf", str(file), "--gguf-floats", floats)
