@@ -74,5 +74,5 @@ def _write(tensor: ir.TensorProtocol, file: BinaryIO) -> Iterator[int]:
 
 def _placed(tensor: ir.TensorProtocol, data: str, start: int) -> ir.ExternalTensor:
     """What the graph says of a tensor in the file beside."""
-    shape, name = ir.Shape(tensor.shape), tensor.name or ""
+    shape, name = ir.Shape(tensor.shape), tensor.name or ""  # type: ignore[arg-type]
     return ir.ExternalTensor(data, start, tensor.nbytes, tensor.dtype, shape=shape, name=name, base_dir="")
