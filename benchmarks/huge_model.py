@@ -93,7 +93,8 @@ def measure(size: str, dense: int, small: bool, forms: list[str]) -> dict[str, A
             stored = plan_hf(named, source).stored
             stream_shards(sink, stored, SHARD_BYTES)
     files = {name: {"bytes": sink.bytes, "sha256": sink.sha256, "hash_s": sink.hash_s} for name, sink in sinks.items()}
-    return {"size": f"{'small, ' if small else ''}{dense} + {size}", "checkpoint_bytes": source.size_bytes, "tensors": len(source.origin.stored),
+    case = f"{'small, ' if small else ''}{dense} + {size}"
+    return {"size": case, "checkpoint_bytes": source.size_bytes, "tensors": len(source.origin.stored),
             "nodes": len(list(program.graph.nodes)), "stages": stages.found, "files": files}  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
@@ -48,7 +48,8 @@ def stream_model(model: ir.Model, name: str, sink: Sink, progress: Progress | No
     data = f"{name}.data"
     with sink.create(data) as file:
         for tensor, start in zip(tensors, starts, strict=True):
-            _write(tensor, file, lambda n, at=start, of=tensor: progress.advance(at + n, total, "B", of.name or ""))
+            for done in _write(tensor, file):
+                progress.advance(start + done, total, "B", tensor.name or "")
     try:
         for value, tensor, start in zip(values, tensors, starts, strict=True):
             value.const_value = _placed(tensor, data, start)
@@ -60,20 +61,18 @@ def stream_model(model: ir.Model, name: str, sink: Sink, progress: Progress | No
         file.write(graph)
 
 
-def _write(tensor: ir.TensorProtocol, file: BinaryIO, tell: Callable[[int], None]) -> None:
-    """A tensor's bytes, and after each block how many there were."""
+def _write(tensor: ir.TensorProtocol, file: BinaryIO) -> Iterator[int]:
+    """Write a tensor's bytes; after each block, how many there are."""
     if not isinstance(tensor, WeightTensor):
-        file.write(tensor.tobytes())
-        tell(tensor.nbytes)
+        yield file.write(tensor.tobytes())
         return
     done = 0
     for block in tensor.weight.blocks():
         done += file.write(as_bytes(block))
-        tell(done)
+        yield done
 
 
 def _placed(tensor: ir.TensorProtocol, data: str, start: int) -> ir.ExternalTensor:
     """What the graph says of a tensor in the file beside."""
-    return ir.ExternalTensor(
-        data, start, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=tensor.name or "", base_dir=""
-    )
+    shape, name = ir.Shape(tensor.shape), tensor.name or ""  # type: ignore[arg-type]
+    return ir.ExternalTensor(data, start, tensor.nbytes, tensor.dtype, shape=shape, name=name, base_dir="")

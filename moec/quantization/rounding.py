@@ -77,12 +77,15 @@ class _Job:
         if (stop - start) * math.prod(self.weight.shape[1:]) <= _REMEMBERED_BYTES:
             return _remembered(self, start, stop)[index]
         waiting = _waiting(self)
-        found = waiting.rows(index, start, stop)
-        if found is None:
-            made = _block(self, start, stop)
-            waiting.keep(start, stop, made)
-            found = made[index]
-        return found
+        first = waiting.first_missing(start, stop) if index else start
+        if first < stop:
+            made = _block(self, first, stop)
+            waiting.keep(first, stop, made)
+            if first == start:
+                return made[index]
+        if waiting.is_last(index, stop):
+            _waiting.cache_clear()
+        return waiting.parts[index - 1][start:stop]
 
 
 class _Waiting:
@@ -90,7 +93,8 @@ class _Waiting:
     they would be computed once more. Kept of one weight at a time, where that is little and memory has no limit.
 
     Attributes:
-        there: for each row, whether it has been computed.
+        parts: scales, and zero points if there are any; nothing where there is no room for them.
+        there: for each row, whether it is in them.
     """
 
     def __init__(self, job: _Job) -> None:
@@ -98,18 +102,23 @@ class _Waiting:
         forms = _forms(job, rows)[1:]
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in forms)
         fits = size <= _SPARE_BYTES and block_bytes() == BLOCK_BYTES
-        self._parts = [torch.empty(shape, dtype=dtype) for shape, dtype in forms] if fits else []
+        self.parts = [torch.empty(shape, dtype=dtype) for shape, dtype in forms] if fits else []
         self.there = torch.zeros(rows, dtype=torch.bool)
 
     def keep(self, start: int, stop: int, made: list[Tensor]) -> None:
         """Keep what was computed of some rows."""
-        for part, new in zip(self._parts, made[1:], strict=False):
+        for part, new in zip(self.parts, made[1:], strict=False):
             part[start:stop] = new
-        self.there[start:stop] = bool(self._parts)
+        self.there[start:stop] = bool(self.parts)
 
-    def rows(self, index: int, start: int, stop: int) -> Tensor | None:
-        """Rows of the scales (index 1) or the zero points (2), if all are kept."""
-        return self._parts[index - 1][start:stop] if index and bool(self.there[start:stop].all()) else None
+    def first_missing(self, start: int, stop: int) -> int:
+        """The first of some rows that has to be computed; `stop` where all are kept."""
+        kept = self.there[start:stop].tolist()
+        return start + kept.index(False) if False in kept else stop
+
+    def is_last(self, index: int, stop: int) -> bool:
+        """Whether nothing is left to wait for once a part has been read so far."""
+        return index == len(self.parts) and stop == len(self.there)
 
 
 @lru_cache(maxsize=1)

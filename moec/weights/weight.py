@@ -125,7 +125,7 @@ class Weight:
             if few:
                 yield Piece(end - at, partial(self.read, at, end))
             else:
-                parts = self.read(at, end).reshape(-1, width).split(rows)
+                parts = torch.split(self.read(at, end).reshape(-1, width), rows)
                 yield from (Piece(len(part), part.detach) for part in parts)
                 del parts  # the next block is read beside it otherwise
 

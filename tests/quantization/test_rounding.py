@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from moec.dialect import dequantize, pack
+from moec.quantization import rounding
 from moec.quantization.grid import Grid
 from moec.quantization.rounding import encode, quantize_weight
 from moec.weights import lazy as weights
@@ -229,9 +230,12 @@ def test_scales_wait_for_their_turn_where_memory_has_no_limit(monkeypatch: pytes
     for _ in (parts.packed.read(0, 4), parts.packed.read(4, 6), parts.scale.read(0, 6)):
         pass
     assert sum(asked) == 6 * 40, "each row is read once"
+    assert rounding._waiting.cache_info().currsize == 0, "and none waits any longer"
     parts = quantize_weight(noted(value, asked), Grid(4, 32))
     parts.packed.read(0, 4)
-    assert torch.equal(parts.scale.read(2, 6), encode(value, Grid(4, 32))[1][2:6]), "made anew where one is missing"
+    asked.clear()
+    assert torch.equal(parts.scale.read(2, 6), encode(value, Grid(4, 32))[1][2:6])
+    assert sum(asked) == 2 * 40, "only those that are missing are made"
     asked.clear()
     with blocks_of(2**20):
         parts = quantize_weight(noted(value, asked), Grid(4, 32))
