@@ -66,9 +66,8 @@ def _lacking(packed: Mapping[str, Any], mixture: bool) -> Iterator[str]:
             yield f"it has no kernel for groups of {weights['group_size']}: write group=32, 64 or 128"
         elif experts and not weights["symmetric"]:
             yield "its kernels for experts have no zero points: write symmetric=True"
-        elif experts:
-            said = "'No WNA16 MoE backend'"
-            yield f"its CPU build (0.32) has no kernel for experts of {weights['num_bits']} bits ({said})"
+        elif experts and weights["num_bits"] == 4:  # 8 bits were not tried
+            yield "its CPU build (0.32) has no kernel for experts of 4 bits ('No WNA16 MoE backend')"
         if head:
             yield "its CPU build (0.32) has no kernel for a quantized head: write lm_head=16"
 
