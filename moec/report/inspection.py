@@ -18,7 +18,7 @@ from moec.recognition.ffn import Ffn, find_ffns
 from moec.recognition.hand_written import HandWritten, find_hand_written
 from moec.recognition.linear import value_of
 from moec.recognition.looked_up_experts import LookedUp, find_looked_up
-from moec.report.size import idle
+from moec.report.size import held, idle
 from moec.weights.lazy import Weight
 
 _UNFUSED = "a mixture in plain operators: its experts are not fused, and run as they are written"
@@ -99,13 +99,14 @@ def inspect_program(program: Program) -> Inspection:
     blocks += [_dense_block(ffn) for ffn in ffns if ffn not in inside]
     context.misses += [Miss("fuse-moe", block.module or "the model", _LOOKED_UP) for block in tables]
     context.misses += [Miss("fuse-moe", block.module or "the model", _UNFUSED) for block in by_hand]
-    unique = {id(w): w for w in program.weights.values() if w.dtype.is_floating_point}.values()
-    total = sum(_count(w) for w in unique)
+    tensors, lookups = held(program), frozenset(program.nodes(torch.ops.aten.embedding.default))
+    total = sum(tensor.count for tensor in tensors)
     active = total - sum(b.parameters - b.active_parameters for b in blocks)
     looked_up = sum(block.parameters for block in tables)  # experts, though each is a row of a table
-    embedding = sum(_count(w) for w in _embeddings(program)) - looked_up
+    embedding = sum(t.count for t in tensors if t.readers and t.readers <= lookups) - looked_up
     idle_parameters = sum(b.parameters - b.active_parameters for b in blocks)
-    flops = 2 * (sum(_count(w) for w in _matrices(program)) + looked_up - idle_parameters)
+    multiplied = sum(t.count for t in tensors if len(t.shape) >= 2 and t.readers - lookups)
+    flops = 2 * (multiplied + looked_up - idle_parameters)
     signature = [f"{i.name}: {str(i.dtype)[6:]}[{', '.join(map(str, i.shape))}]" for i in program.inputs]
     return Inspection(
         program.source,
@@ -123,19 +124,6 @@ def inspect_program(program: Program) -> Inspection:
 
 def _count(weight: Weight | torch.Tensor) -> int:
     return math.prod(weight.shape)
-
-
-def _embeddings(program: Program) -> list[Weight]:
-    tables = [program.weight_of(n.args[0]) for n in program.nodes(torch.ops.aten.embedding.default)]
-    tied = {id(w) for w in _matrices(program)}
-    return [w for w in {id(t): t for t in tables if t is not None}.values() if id(w) not in tied]
-
-
-def _matrices(program: Program) -> list[Weight]:
-    """Weights of two or more dimensions that something other than a table look-up reads."""
-    lookups = set(program.nodes(torch.ops.aten.embedding.default))
-    read = {n.target for n in program.graph.nodes if n.op == "get_attr" and any(u not in lookups for u in n.users)}
-    return list({id(w): w for name, w in program.weights.items() if name in read and len(w.shape) >= 2}.values())
 
 
 def _moe_block(program: Program, node: fx.Node) -> FeedForwardBlock:

@@ -46,14 +46,41 @@ def sizes_of(captured: Program, program: Program, stored_bytes: int) -> Sizes:
     return Sizes(parameters(captured), stored_bytes, after, active, len(calls), experts, chosen)
 
 
+@dataclass(frozen=True)
+class Held:
+    """A tensor of floating-point numbers that a program holds.
+
+    Attributes:
+        shape: of what a packed one stands for. readers: the nodes that take it.
+    """
+
+    shape: tuple[int, ...]
+    readers: frozenset[fx.Node]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+def held(program: Program) -> list[Held]:
+    """A program's weights, shared ones once; packed ones as what they stand for."""
+    packed, found = program.nodes(DEQUANTIZE, DEQUANTIZE_FLOAT), dict[int, tuple[tuple[int, ...], set[fx.Node]]]()
+    inside = {a.target for node in packed for a in node.all_input_nodes if a.op == "get_attr"}
+    for node in packed:
+        found.setdefault(_key(program, node), (tuple(node.meta["val"].shape), set()))[1].update(node.users)
+    readers: dict[object, set[fx.Node]] = {}
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            readers.setdefault(node.target, set()).update(node.users)
+    for name, weight in program.weights.items():
+        if name not in inside and weight.dtype.is_floating_point:
+            found.setdefault(id(weight), (tuple(weight.shape), set()))[1].update(readers.get(name, ()))
+    return [Held(shape, frozenset(nodes)) for shape, nodes in found.values()]
+
+
 def parameters(program: Program) -> int:
     """Floating-point numbers of a program's weights, shared ones once; of packed weights what they stand for."""
-    packed = program.nodes(DEQUANTIZE, DEQUANTIZE_FLOAT)
-    inside = {a.target for node in packed for a in node.all_input_nodes if a.op == "get_attr"}
-    plain = {id(w): w for name, w in program.weights.items() if name not in inside and w.dtype.is_floating_point}
-    stand_for = {_key(program, node): node for node in packed}
-    numbers = sum(math.prod(node.meta["val"].shape) for node in stand_for.values())
-    return sum(math.prod(w.shape) for w in plain.values()) + numbers
+    return sum(tensor.count for tensor in held(program))
 
 
 def _key(program: Program, node: fx.Node) -> int:

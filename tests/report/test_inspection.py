@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from moec.compiler.open import open_source
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
 from moec.report.inspection import inspect_program
 from tests import mixtures
 from tests.mixtures import Loop, Masked, Stacked, mixture
@@ -44,6 +46,15 @@ def test_a_mixture(mixtral: nn.Module) -> None:
     assert found.flops_per_token == 2 * (found.active_without_embedding - vectors)
     assert found.blocks[0].routing["score"] == "softmax" and found.blocks[0].module.endswith("layers.0.mlp.experts")
     assert not found.misses
+
+
+def test_packed_weights_count_as_what_they_stand_for(mixtral: nn.Module) -> None:
+    plain = open_source(mixtral).capture()
+    packed, _ = Pipeline.parse("quantize(bits=4, group=16, embeddings=8)").run(plain, Context())
+    before, after = (inspect_program(program) for program in (plain, packed))
+    for name in ("parameters", "active_parameters", "active_without_embedding", "flops_per_token"):
+        assert getattr(after, name) == getattr(before, name) > 0, name
+    assert after.size_bytes < before.size_bytes / 2
 
 
 def test_a_dense_model_with_tied_embeddings() -> None:
