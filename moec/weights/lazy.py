@@ -150,7 +150,7 @@ def _joined_members(weights: Sequence[Weight], dim: int) -> Callable[[int], Weig
 def select(weight: Weight, index: int) -> Weight:
     """`weight[index]`: one expert of a stack."""
     if weight.member is not None:
-        return weight.member(index)
+        return replace(weight.member(index), inputs=(weight,))  # what is traced comes by the stack
 
     def read(start: int, stop: int) -> Tensor:
         row = weight.read(index, index + 1)[0]

@@ -145,6 +145,19 @@ def coded(seed: int, bits: int = 4, rows_: int = 6, zeros: bool = True) -> Weigh
     return lazy.decoded(PackedWeight(packed, scale, zero_, bits))
 
 
+def test_one_of_a_stack_is_read_alone_and_traced_to_the_stack() -> None:
+    read: list[int] = []
+
+    def counted(n: int) -> Weight:
+        value = torch.full((3, 4), float(n))
+        return Weight((3, 4), torch.float32, f"w{n}", lambda a, b: (read.append(n), value[a:b])[1])
+
+    whole = lazy.stack([counted(n) for n in range(5)])
+    one = lazy.select(whole, 2)
+    assert torch.equal(one.read(1, 3), torch.full((2, 4), 2.0)) and read == [2]
+    assert any(part is whole for part in one.expression()), "a proof traces what lowering cut out of a program's weight"
+
+
 def test_movements_of_rows_keep_codes() -> None:
     a, b = coded(1), coded(2)
     made = [
