@@ -135,4 +135,4 @@ def joined(values: Sequence[Tensor]) -> Tensor:
 
 def with_block_cache(weight: Weight) -> Weight:
     """The same weight, which remembers the blocks that were read last instead of reading them anew."""
-    return replace(weight, read=lru_cache(maxsize=_CACHED_BLOCKS)(weight.read))
+    return replace(weight, read=lru_cache(maxsize=_CACHED_BLOCKS)(weight.read), member=None)

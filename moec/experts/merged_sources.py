@@ -65,7 +65,8 @@ def _with_weights(base: Program, other: Program, name: str) -> Program:
     program, marked = base.clone(), dict[int, Weight]()
     for key in base.weights:
         weight = other.weights[key]
-        program.weights[key] = marked.setdefault(id(weight), replace(weight, origin=f"{name}/{weight.origin}"))
+        own = replace(weight, origin=f"{name}/{weight.origin}", member=None)  # whose members are not marked
+        program.weights[key] = marked.setdefault(id(weight), own)
     return program
 
 

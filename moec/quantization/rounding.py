@@ -102,8 +102,9 @@ class _Waiting:
         forms = _forms(job, rows)[1:]
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in forms)
         fits = size <= _SPARE_BYTES and block_bytes() == BLOCK_BYTES
-        self.parts = [torch.empty(shape, dtype=dtype) for shape, dtype in forms] if fits else []
-        self.there = torch.zeros(rows, dtype=torch.bool)
+        with torch.inference_mode(False):  # they may be written to outside of the mode in which they were made
+            self.parts = [torch.empty(shape, dtype=dtype) for shape, dtype in forms] if fits else []
+            self.there = torch.zeros(rows, dtype=torch.bool)
 
     def keep(self, start: int, stop: int, made: list[Tensor]) -> None:
         """Keep what was computed of some rows."""

@@ -149,14 +149,15 @@ def _joined_members(weights: Sequence[Weight], dim: int) -> Callable[[int], Weig
 
 def select(weight: Weight, index: int) -> Weight:
     """`weight[index]`: one expert of a stack."""
-    if weight.member is not None:
-        return replace(weight.member(index), inputs=(weight,))  # what is traced comes by the stack
 
     def read(start: int, stop: int) -> Tensor:
         row = weight.read(index, index + 1)[0]
         return row[start:stop] if row.dim() else row
 
     one = Weight(weight.shape[1:], weight.dtype, f"{weight.origin}[{index}]", read, inputs=(weight,))
+    if weight.member is not None:  # read alone, but traced by the stack
+        alone = weight.member(index)
+        one = replace(one, read=alone.read, atomic=alone.atomic, by_rows=alone.by_rows, member=alone.member)
     return one if len(one.shape) < 2 else _keeping(one, [weight], lambda parts: select(parts[0], index))
 
 

@@ -54,7 +54,8 @@ def in_threads(work: Callable[[Item], None], items: Iterable[Item]) -> None:
     except BaseException as error:  # an interrupt
         failed.append(error)
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:  # it was begun
+                thread.join()
     finally:
         torch.set_num_threads(many)
     if failed:

@@ -223,6 +223,16 @@ def test_the_bytes_do_not_depend_on_threads_and_pieces(grid: Grid, monkeypatch: 
         assert not torch.equal(found[1].roll(1, 0), want[1])
 
 
+def test_scales_wait_across_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moec.quantization.rounding._REMEMBERED_BYTES", 0)
+    value = normal(6, 40, 64)
+    parts = quantize_weight(noted(value, []), Grid(4, 32))
+    with torch.inference_mode():
+        parts.packed.read(0, 2)
+    parts.packed.read(2, 6)
+    assert torch.equal(parts.scale.read(0, 6), encode(value, Grid(4, 32))[1])
+
+
 def test_scales_wait_for_their_turn_where_memory_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moec.quantization.rounding._REMEMBERED_BYTES", 0)
     value, asked = normal(6, 40, 64), list[int]()

@@ -177,6 +177,15 @@ def test_movements_of_rows_keep_codes() -> None:
         )
 
 
+def test_one_of_a_stack_has_the_codes_of_the_stack() -> None:
+    whole = lazy.stack([coded(1), coded(2)])
+    one = lazy.select(whole, 1)
+    assert whole.coded is not None and one.coded is not None
+    for part, of in zip(one.coded.parts(), whole.coded.parts(), strict=True):
+        assert any(w is of for w in part.expression()), "which a program may hold as a weight of its own"
+    assert one.origin != coded(2).origin
+
+
 def test_other_expressions_lose_codes() -> None:
     a = coded(1)
     lost = [
