@@ -160,9 +160,9 @@ def _shown(row: dict[str, Any]) -> str:
 
 
 def save(report: dict[str, Any]) -> None:
-    """Put the runs beside earlier ones, in place of those of the same size, and find the lines anew."""
+    """Put the runs beside earlier ones, in place of those of the same size and forms, and find the lines anew."""
     older = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
-    runs = {run["size"]: run for run in [*older, *report["runs"]]}
+    runs = {(run["size"], *sorted(run["files"])): run for run in [*older, *report["runs"]]}
     report = {**report, "runs": list(runs.values()), "rows": rows_of(list(runs.values()))}
     RESULTS.write_text(json.dumps(report, indent=2) + "\n")
     RESULTS.with_suffix(".md").write_text(table(report["rows"]))
