@@ -22,6 +22,7 @@ from tests.backends.onnxruntime.blocks import (
     error,
     experts_model,
     finish,
+    masked_model,
     moe_model,
     ops,
     tokens,
@@ -130,6 +131,44 @@ def test_given_ids_and_weights(cpu_kernels_file: Path, leading: tuple[int, ...],
     rule = e.activation.arguments()
     want = torch.ops.moec.experts(x, ids, weights, *e.tensors, **rule, score_before=score_before)
     assert error(got, want) < LIMIT if x.numel() else got.shape == x.shape
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+@pytest.mark.parametrize(("biases", "score_before"), [(True, False), (False, True), (True, True)])
+def test_what_weighs_nothing_is_not_computed(
+    cpu_kernels_file: Path, top_k: int, biases: bool, score_before: bool
+) -> None:
+    e, x, (ids, weights) = Experts(biases=biases), tokens(9), choice(9, top_k=top_k)
+    if top_k == 1:
+        weights = torch.linspace(0.1, 1, 9)[:, None]
+    weights[4] = 0.1  # all that this token has
+    rule = {**e.activation.arguments(), "score_before": score_before}
+    want = torch.ops.moec.experts(x, ids, weights.masked_fill(weights < 0.3, 0.0), *e.tensors, **rule)
+    model = masked_model(e, top_k, score_before)
+    own(model)
+    opened = session(model, cpu_kernels_file)
+
+    def given(x: Tensor, weights: Tensor) -> Tensor:
+        feeds = {"x": x.numpy(), "ids": ids[: len(x)].numpy(), "weights": weights.numpy()}
+        return torch.from_numpy(opened.run(["y"], feeds)[0])
+
+    assert error(given(x, weights), want) < LIMIT
+    assert error(torch.ops.moec.experts(x, ids, weights, *e.tensors, **rule), want) > 100 * LIMIT
+    assert given(x[:0], weights[:0]).shape == x[:0].shape
+    if not (biases and score_before):
+        assert not given(x, weights * 0 + 0.1).any(), "nothing is chosen, and something comes out"
+    x[4] = torch.nan
+    got = given(x, weights)
+    assert bool(got[4].isnan().any()) is (biases and score_before), "what was left out was computed"
+    assert got[[0, 1, 2, 3, 5, 6, 7, 8]].isfinite().all()
+
+
+def test_weights_of_zero_that_nobody_has_set_are_computed(cpu_kernels_file: Path) -> None:
+    e, x, (ids, weights) = Experts(), tokens(4), choice(4)
+    model = experts_model(e, 2, 2)
+    own(model)
+    x[0] = torch.nan
+    assert run(model, cpu_kernels_file, x=x, ids=ids, weights=weights * 0)[0].isnan().all()
 
 
 def test_threads_change_no_bit(cpu_kernels_file: Path) -> None:
