@@ -206,8 +206,8 @@ void moe(const Kernel& kernel, KernelContext* context) {
     for (const Tensor& bias : {router_bias, selection_bias})
         require(!bias.data || (bias.type == ort::FLOAT && bias.rank == 1 && bias.at(0) == b.experts),
                 "a router's biases are float32, one for each expert");
-    require(rule.top_k <= b.experts && b.experts % rule.groups == 0 && rule.top_groups <= rule.groups &&
-                (!rule.by_two || b.experts / rule.groups >= 2),
+    const bool few = rule.top_groups > rule.groups || (rule.by_two && b.experts / rule.groups < 2);
+    require(rule.top_k <= b.experts && b.experts % rule.groups == 0 && (rule.groups == 1 || !few),
             "there are fewer experts or groups than are to be chosen");
     const Matrix weight{router.data, nullptr, nullptr, static_cast<const float*>(router_bias.data), b.experts,
                         b.hidden,    0,       32};

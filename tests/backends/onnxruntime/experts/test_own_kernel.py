@@ -107,6 +107,16 @@ def test_another_rule_is_seen(cpu_kernels_file: Path) -> None:
             assert (j, i) in same or error(one, found[j]) > 100 * LIMIT
 
 
+@pytest.mark.parametrize("experts", [1, 6])
+def test_what_a_rule_without_groups_says_of_them_counts_for_nothing(cpu_kernels_file: Path, experts: int) -> None:
+    e, x = Experts(experts=experts), tokens(5)
+    rule = Routing(1, "sigmoid", "scores", top_groups=4, group_score="top2")
+    model = routed_model(e, rule, None, None)
+    own(model)
+    want = torch.ops.moec.moe(x, e.router, None, None, *e.tensors, **rule.arguments(), **e.activation.arguments())
+    assert error(run(model, cpu_kernels_file, x=x), want) < LIMIT
+
+
 def test_equal_scores_choose_the_first_and_nan_comes_before_all(cpu_kernels_file: Path) -> None:
     e, x = Experts(), tokens(3)
     e.router = torch.zeros_like(e.router)
