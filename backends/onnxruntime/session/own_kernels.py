@@ -13,7 +13,7 @@ from typing import Any
 from moec.errors import MoecError
 from moec.files.regular import file_hash
 from moec.kernels.cpu.building import LIBRARY
-from moec.kernels.cpu.library import require_library
+from moec.kernels.cpu.library import require_library, way_out
 from moec.targets.target import Target
 
 OPTION, WORD = "kernels", "moec"
@@ -26,8 +26,13 @@ def wanted(target: Target) -> bool:
 
 def register(options: Any) -> None:
     """Let sessions with these `onnxruntime.SessionOptions` know the library's operators. Raises M301 where it is not
-    compiled."""
-    options.register_custom_ops_library(str(require_library()))
+    compiled, or does not load."""
+    library = require_library()
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:  # the runtime has a type of its own for everything
+        reason = str(error).strip().splitlines()[0][:300]
+        raise MoecError("M301", f"moec's own kernels do not load: {reason}", str(library), way_out()) from error
 
 
 def put_into(folder: Path) -> None:

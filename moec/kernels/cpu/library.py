@@ -23,16 +23,19 @@ def why_not() -> str:
     """Why the kernels cannot be used here, in a few words; empty where they can."""
     if library() is not None:
         return ""
+    if named := os.environ.get(PLACE):
+        return f"{PLACE} names {named}, and there is no such file"
     return "moec's own kernels for CPUs are not compiled" + ("" if compiler() else ", and there is no C++ compiler")
 
 
 def way_out() -> str:
-    """What makes them."""
-    return MAKE if compiler() else f"install g++, then run: {MAKE}"
+    """What makes them, or makes them anew."""
+    make = MAKE if compiler() else f"install g++, then run: {MAKE}"
+    return f"unset {PLACE}, or {make} --out ${PLACE}" if os.environ.get(PLACE) else make
 
 
 def require_library() -> Path:
-    """The file of the compiled kernels. Raises M301 where nobody has compiled them."""
+    """The file of the compiled kernels. Raises M301 where it is not there."""
     found = library()
     if found is None:
         raise MoecError("M301", why_not(), "kernels=moec", way_out())

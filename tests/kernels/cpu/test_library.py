@@ -14,7 +14,8 @@ def test_a_compiled_library_is_found(cpu_kernels: Path) -> None:
 
 
 def test_where_there_is_none_it_is_said_and_what_makes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(library.PLACE, str(tmp_path / "none.so"))
+    monkeypatch.delenv(library.PLACE, raising=False)
+    monkeypatch.setattr(library, "SOURCES", tmp_path)
     assert library.library() is None
     assert "not compiled" in library.why_not()
     with pytest.raises(MoecError) as refused:
@@ -23,3 +24,17 @@ def test_where_there_is_none_it_is_said_and_what_makes_it(monkeypatch: pytest.Mo
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "no C++ compiler" in library.why_not()
     assert "install g++" in library.way_out()
+
+
+def test_a_named_file_that_is_not_there_is_said_and_not_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpu_kernels_file: Path
+) -> None:
+    monkeypatch.setattr(library, "SOURCES", cpu_kernels_file.parent)
+    monkeypatch.setattr(library, "LIBRARY", cpu_kernels_file.name)
+    monkeypatch.setenv(library.PLACE, str(tmp_path / "none.so"))
+    with pytest.raises(MoecError, match="MOEC_CPU_KERNELS names .*none.so, and there is no such file") as refused:
+        library.require_library()
+    assert refused.value.code == "M301" and refused.value.fix.startswith("unset MOEC_CPU_KERNELS, or ")
+    assert refused.value.fix.endswith("--out $MOEC_CPU_KERNELS")
+    monkeypatch.delenv(library.PLACE)
+    assert library.require_library() == cpu_kernels_file.resolve()  # the way out

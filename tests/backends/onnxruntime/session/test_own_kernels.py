@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnxruntime import SessionOptions
 
 import moec
 from moec import MoecError
 from moec.backends.onnxruntime.experts.own_kernel import FORMULATION
+from moec.backends.onnxruntime.session.own_kernels import register
 from moec.kernels.cpu.building import LIBRARY
-from moec.kernels.cpu.library import PLACE
+from moec.kernels.cpu.library import PLACE, way_out
 from moec.layouts.facts import OPERATORS
 from moec.report.clients import RUNTIME, client_code
 from moec.report.report import Report
@@ -80,12 +82,25 @@ def test_another_library_is_refused_and_not_loaded(
     assert refused.value.code == "M106"
 
 
+def test_a_library_that_does_not_load_is_a_clear_error(
+    mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    other = tmp_path / "broken.so"
+    other.write_bytes(b"no library")
+    monkeypatch.setenv(PLACE, str(other))
+    with pytest.raises(MoecError, match="do not load") as refused:
+        register(SessionOptions())
+    assert (refused.value.code, refused.value.where, refused.value.fix) == ("M301", str(other), way_out())
+    cli("compile", mixtral, "-o", tmp_path / "again", "--target", TARGET, status=3)
+    assert "do not load" in cli.err and "--out $MOEC_CPU_KERNELS" in cli.err
+
+
 def test_without_the_kernels_there_is_a_way_out(
     cli: Cli, mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PLACE, str(tmp_path / "none.so"))
     cli("compile", mixtral, "-o", tmp_path / "engine", "--target", TARGET, status=3)
-    assert "not compiled" in cli.err and "moec.kernels.cpu.building" in cli.err
+    assert "no such file" in cli.err and "moec.kernels.cpu.building" in cli.err
     assert "kernels=moec: " in cli("doctor")
 
 
