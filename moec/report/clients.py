@@ -19,7 +19,9 @@ def client_code(client: str, report: Report, folder: str) -> str:
     target = Target.parse(report.target)
     own = target.options.get("kernels") == "moec"  # the graph has operators of a library beside it
     if client == TRITON:  # which reads the library's name from its working directory
-        return f"cd {folder} && tritonserver --model-repository=." if own else f"tritonserver --model-repository={folder}"
+        return (
+            f"cd {folder} && tritonserver --model-repository=." if own else f"tritonserver --model-repository={folder}"
+        )
     if client == KSERVE:
         return f"kubectl apply -f {PurePosixPath(folder, FILE)}"
     if client == GENAI:

@@ -82,7 +82,12 @@ def attributes(block: MoeNode, left_out: bool = False) -> dict[str, Any]:
     """What both operators say of the experts. left_out: a weight of zero says that the choice is none."""
     rule: Activation = block.activation
     numbers = {name: float(getattr(rule, name)) for name in ("alpha", "beta", "limit", "cap", "up_cap")}
-    flags = {"gated": rule.gated, "clamp_after": rule.clamp_after, "score_before": block.score_before, "left_out": left_out}
+    flags = {
+        "gated": rule.gated,
+        "clamp_after": rule.clamp_after,
+        "score_before": block.score_before,
+        "left_out": left_out,
+    }
     return {"function": FUNCTIONS.index(rule.name), **numbers, **{name: int(flag) for name, flag in flags.items()}}
 
 

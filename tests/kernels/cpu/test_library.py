@@ -32,7 +32,7 @@ def test_a_named_file_that_is_not_there_is_said_and_not_passed_over(
     monkeypatch.setattr(library, "SOURCES", cpu_kernels_file.parent)
     monkeypatch.setattr(library, "LIBRARY", cpu_kernels_file.name)
     monkeypatch.setenv(library.PLACE, str(tmp_path / "none.so"))
-    with pytest.raises(MoecError, match="MOEC_CPU_KERNELS names .*none.so, and there is no such file") as refused:
+    with pytest.raises(MoecError, match=r"MOEC_CPU_KERNELS names .*none\.so, and there is no such file") as refused:
         library.require_library()
     assert refused.value.code == "M301" and refused.value.fix.startswith("unset MOEC_CPU_KERNELS, or ")
     assert refused.value.fix.endswith("--out $MOEC_CPU_KERNELS")

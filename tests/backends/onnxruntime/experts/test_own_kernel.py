@@ -21,12 +21,10 @@ from tests.backends.onnxruntime.blocks import (
     choice,
     error,
     experts_model,
-    finish,
     masked_model,
     moe_model,
     ops,
     tokens,
-    value,
 )
 
 LIMIT = 3e-6
@@ -198,16 +196,15 @@ def test_an_id_that_is_no_expert_ends_the_call_and_not_the_process(cpu_kernels_f
         run(model, cpu_kernels_file, x=tokens(2), ids=torch.tensor([[0], [6]]), weights=torch.ones(2, 1))
 
 
-def packed_model(bits: int, group: int) -> ir.Model:
-    """x, ids and weights are inputs; both stacks are codes of all kinds with zero points."""
+def packed_model(bits: int, group: int, routed: bool = False) -> ir.Model:
+    """x, and ids and weights where it is not routed, are inputs; both stacks are codes of all kinds with zero
+    points."""
     g = torch.Generator().manual_seed(bits)
     e = Experts(hidden=128, inner=128)
-    x, ids = value("x", torch.float32, ["t", 128]), value("ids", torch.int64, ["t", 2])
-    weights = value("weights", torch.float32, ["t", 2])
-    graph = ir.Graph([x, ids, weights], [], nodes=[], opset_imports={"": 20, "moec": 1}, name="block")
-    model = finish(graph, e, "Experts", [x, ids, weights], {**e.activation.arguments(), "score_before": False})
-    node = next(iter(graph))
-    for at, name, rows in ((3, "in", 256), (4, "out", 128)):
+    model = moe_model(e, 2, Routing(2)) if routed else experts_model(e, 2, 2)
+    graph, node = model.graph, next(iter(model.graph))
+    first = 4 if routed else 3
+    for at, name, rows in ((first, "in", 256), (first + 1, "out", 128)):
         parts = (
             torch.randint(0, 256, (6, rows, 128 * bits // 8), generator=g, dtype=torch.uint8),
             torch.rand(6, rows, 128 // group, generator=g) / 2**bits,
@@ -233,6 +230,11 @@ def test_codes_are_read_as_they_are_stored(cpu_kernels_file: Path, bits: int, gr
     assert error(got, torch.ops.moec.experts(x, ids, weights, *dense)) < LIMIT
     dense[1][int(ids[0, 0])] *= 1.01
     assert error(got, torch.ops.moec.experts(x, ids, weights, *dense)) > 100 * LIMIT
+
+
+def test_the_operator_that_reads_codes_and_routes_is_named() -> None:
+    model = packed_model(4, 32, routed=True)
+    assert own(model)["kernel"] == "Moe" and ops(model) == ["Moe"]
 
 
 @pytest.mark.parametrize(
