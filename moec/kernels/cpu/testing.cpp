@@ -24,3 +24,9 @@ EXPORTED const char* moec_cpu_experts(const moec::Block* block, const char* isa,
         return "there is no memory for the call";
     }
 }
+
+// Read out of the file by moec/kernels/cpu/library.py, which does not load what was compiled from other sources.
+#if defined(MOEC_SOURCES)
+EXPORTED const char moec_cpu_sources[];
+const char moec_cpu_sources[] = MOEC_SOURCES;
+#endif

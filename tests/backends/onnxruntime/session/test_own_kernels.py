@@ -17,7 +17,7 @@ import moec
 from moec import MoecError
 from moec.backends.onnxruntime.experts.own_kernel import FORMULATION
 from moec.backends.onnxruntime.session.own_kernels import register, require_same
-from moec.kernels.cpu.building import LIBRARY
+from moec.kernels.cpu.building import LIBRARY, stamp
 from moec.kernels.cpu.library import PLACE, way_out
 from moec.layouts.facts import OPERATORS
 from moec.report.clients import RUNTIME, client_code
@@ -97,7 +97,7 @@ def test_a_library_that_does_not_load_is_a_clear_error(
     mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     other = tmp_path / "broken.so"
-    other.write_bytes(b"no library")
+    other.write_bytes(f"no library, but {stamp()}".encode())
     monkeypatch.setenv(PLACE, str(other))
     with pytest.raises(MoecError, match="do not load") as refused:
         register(SessionOptions())
