@@ -11,14 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from moec.kernels.cpu.building import LIBRARY
+
 ROOT = Path(__file__).parents[1]
 HOMES = {"moec": "moec", "passes": "moec/passes", "backends": "moec/backends"}  # folder -> place in the wheel
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", *HOMES)
 
 
 def tree(root: Path) -> set[str]:
-    """Every file of the packages, code and data, where the wheel must have it."""
-    files = [p.relative_to(root) for folder in HOMES for p in (root / folder).rglob("*") if p.is_file()]
+    """Every file of the packages, code and data, where the wheel must have it; nothing that was compiled here, since
+    the wheel is for any processor."""
+    found = [p for folder in HOMES for p in (root / folder).rglob("*") if p.is_file() and p.suffix != ".so"]
+    files = [p.relative_to(root) for p in found]
     return {str(Path(HOMES[f.parts[0]], *f.parts[1:])) for f in files if "__pycache__" not in f.parts}
 
 
@@ -33,9 +37,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     for name in SOURCES:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
             shutil.copy(ROOT / name, folder)
+    (folder / "moec" / "kernels" / "cpu" / LIBRARY).write_bytes(b"compiled here")
     return folder
 
 

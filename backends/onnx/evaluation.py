@@ -142,6 +142,8 @@ class GraphEngine(Engine):
             session, names = self._sessions[number], [str(v.name) for v in wanted]
             feeds = {i.name: _as_arrays(values[i.name]) for i in session.get_inputs()}
             found = session.run(names, feeds)
+        except MoecError:
+            raise
         except Exception as error:  # the runtime has a type of its own for everything
             raise MoecError(
                 "M208",

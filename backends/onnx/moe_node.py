@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from moec.backends.onnx.floats import read_floats
 from moec.backends.onnx.packed import joined, read_quantized, read_shares
+from moec.backends.onnx.routing_proofs import masked
 from moec.backends.onnx.tensors import DTYPES, weight_of
 from moec.dialect import Activation, Routing
 from moec.errors import MoecError
@@ -71,6 +72,13 @@ class MoeNode:
         holder, at = next(((p, p.experts.index(e)) for p in self.parts if e in p.experts), (self, e))
         stack: Weight | PackedWeight = getattr(holder, role)
         return stack.each(lambda t: select(t, at)) if isinstance(stack, PackedWeight) else select(stack, at)
+
+    def leaves_out(self, weights: ir.Value) -> bool:
+        """Whether what belongs to a weight of zero is not to be computed: where some were set to zero on their way, and
+        an expert makes zero of what weighs nothing."""
+        return masked(weights) and not (
+            self.score_before and (self.b_in or self.b_out or self.activation.name == "sigmoid")
+        )
 
     @property
     def experts(self) -> int:

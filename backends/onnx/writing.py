@@ -15,6 +15,7 @@ from moec.files.sink import FolderSink, Sink
 from moec.progress import Progress
 
 EXTERNAL_BYTES = 1024  # initializers of more than this go into the file beside
+ALIGNED = 64  # bytes; each starts at a multiple: runtimes read them where the file is mapped, by vectors of up to 64
 
 
 def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
@@ -31,8 +32,8 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -
 
 
 def stream_model(model: ir.Model, name: str, sink: Sink, progress: Progress | None = None) -> None:
-    """Write a model into a sink: first `<name>.data`, the weights one after another without gaps, then `name`, which
-    says where each lies. The model itself is left as it is.
+    """Write a model into a sink: first `<name>.data`, the weights one after another, each from a multiple of
+    `ALIGNED` bytes on, with zeros between; then `name`, which says where each lies. The model itself is left as it is.
 
     Spec: https://onnx.ai/onnx/repo-docs/ExternalData.html. Raises OSError when the sink does.
     """
@@ -44,12 +45,15 @@ def stream_model(model: ir.Model, name: str, sink: Sink, progress: Progress | No
         if value.const_value is not None and value.const_value.nbytes > EXTERNAL_BYTES
     ]
     tensors = [value.const_value for value in values if value.const_value is not None]
-    *starts, total = accumulate((tensor.nbytes for tensor in tensors), initial=0)
-    data = f"{name}.data"
+    *starts, _ = accumulate((_aligned(tensor.nbytes) for tensor in tensors), initial=0)
+    total = starts[-1] + tensors[-1].nbytes if tensors else 0
+    data, end = f"{name}.data", 0
     with sink.create(data) as file:
         for tensor, start in zip(tensors, starts, strict=True):
+            file.write(bytes(start - end))
             for done in _write(tensor, file):
                 progress.advance(start + done, total, "B", tensor.name or "")
+            end = start + tensor.nbytes
     try:
         for value, tensor, start in zip(values, tensors, starts, strict=True):
             value.const_value = _placed(tensor, data, start)
@@ -59,6 +63,11 @@ def stream_model(model: ir.Model, name: str, sink: Sink, progress: Progress | No
             value.const_value = tensor
     with sink.create(name) as file:
         file.write(graph)
+
+
+def _aligned(size: int) -> int:
+    """The first multiple of `ALIGNED` that is no less."""
+    return -(-size // ALIGNED) * ALIGNED
 
 
 def _write(tensor: ir.TensorProtocol, file: BinaryIO) -> Iterator[int]:

@@ -113,7 +113,10 @@ class Onnxruntime(Backend):
         return client_settings(target)
 
     def layouts(self, target: Target) -> tuple[str, ...]:
-        return ("plain", "genai", "triton", "kserve")
+        from moec.backends.onnxruntime.session.own_kernels import wanted
+
+        served = ("triton",) if wanted(target) else ("triton", "kserve")
+        return ("plain", "genai", *served)
 
     def legalize(self, target: Target) -> Pipeline:
         return Pipeline.parse("find-moe, fuse-moe").all_optional()

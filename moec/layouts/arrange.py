@@ -12,6 +12,8 @@ from moec.program.program import Input
 from moec.registry import did_you_mean
 
 LAYOUTS = ("plain", "genai", "triton", "kserve")
+# why an engine that Triton runs is not for KServe
+ELSEWHERE = "KServe starts Triton in a folder of its own, from where the engine's library of operators is not found"
 
 
 def choose(layout: str | None, inputs: Sequence[Input], facts: ModelFacts, possible: Sequence[str] = LAYOUTS) -> str:
@@ -26,7 +28,8 @@ def choose(layout: str | None, inputs: Sequence[Input], facts: ModelFacts, possi
     if layout is not None and layout not in possible:
         raise MoecError(
             "M208",
-            f"clients of the layout {layout!r} cannot run this engine",
+            f"clients of the layout {layout!r} cannot run this engine"
+            + (f": {ELSEWHERE}" if layout == "kserve" and "triton" in possible else ""),
             f"layout {layout}",
             f"use --layout {' or '.join(possible)}",
         )

@@ -16,17 +16,20 @@ TRITON, KSERVE = "Triton Inference Server", "KServe"
 def client_code(client: str, report: Report, folder: str) -> str:
     """What opens the engine in one of these: Python, or for servers a command. `folder`: the engine's, as the
     reader names it."""
-    if client == TRITON:
-        return f"tritonserver --model-repository={folder}"
+    target = Target.parse(report.target)
+    own = target.options.get("kernels") == "moec"  # the graph has operators of a library beside it
+    if client == TRITON:  # which reads the library's name from its working directory
+        return (
+            f"cd {folder} && tritonserver --model-repository=." if own else f"tritonserver --model-repository={folder}"
+        )
     if client == KSERVE:
         return f"kubectl apply -f {PurePosixPath(folder, FILE)}"
     if client == GENAI:
         return f'import onnxruntime_genai\n\nmodel = onnxruntime_genai.Model("{folder}")'
-    target = Target.parse(report.target)
     provider = "CUDAExecutionProvider" if target.device == "cuda" else "CPUExecutionProvider"
     path, options = PurePosixPath(folder, "model.onnx"), ""
     lines = ["import onnxruntime", ""]
-    if target.options.get("kernels") == "moec":  # the graph has operators of a library beside it
+    if own:
         library, options = PurePosixPath(folder, LIBRARY), "options, "
         lines += ["options = onnxruntime.SessionOptions()", f'options.register_custom_ops_library("{library}")']
     lines.append(f'session = onnxruntime.InferenceSession("{path}", {options}providers=["{provider}"])')

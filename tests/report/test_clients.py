@@ -30,3 +30,9 @@ def test_every_client_is_told_the_folder_and_the_provider() -> None:
     assert "CUDAExecutionProvider" in client_code(RUNTIME, cuda, ".") and "CPU" in client_code(RUNTIME, make(), ".")
     assert 'Model("engine/")' in ast.unparse(ast.parse(client_code(GENAI, make(), "engine/"))).replace("'", '"')
     assert client_code(TRITON, make(), "engine/") == "tritonserver --model-repository=engine/"
+
+
+def test_a_server_finds_the_library_of_operators_that_lies_in_the_repository() -> None:
+    own = replace(make(), settings={**make().settings, "target": "onnxruntime:kernels=moec"})
+    assert client_code(TRITON, own, "engine/") == "cd engine/ && tritonserver --model-repository=."
+    assert "register_custom_ops_library" in client_code(RUNTIME, own, "engine/")

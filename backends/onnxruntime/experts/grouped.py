@@ -20,7 +20,6 @@ import onnx_ir as ir
 
 from moec.backends.onnx.emit import Emitter
 from moec.backends.onnx.moe_node import MoeNode
-from moec.backends.onnx.routing_proofs import masked
 from moec.backends.onnxruntime.experts.activation import emit_gated, emit_plain
 from moec.backends.onnxruntime.packed.quantized import emit_product, kernel_inputs
 from moec.weights.lazy import Weight, rows, select
@@ -65,10 +64,7 @@ def emit_grouped(
     Returns:
         `[..., H]` in the block's dtype.
     """
-    groups, left_out = (
-        branches(block.experts, joined),
-        masked(weights) and not (block.score_before and (block.b_in or block.b_out)),
-    )
+    groups, left_out = branches(block.experts, joined), block.leaves_out(weights)
     x = emit("Reshape", block.x, emit.constant([-1, block.hidden]))
     weights, flat = emit.cast(weights, weights_dtype, block.wide), emit("Reshape", ids, emit.constant([-1]))
     if left_out:  # to an expert that there is not
@@ -84,7 +80,7 @@ def emit_grouped(
         outputs = emit(
             "Concat", outputs, emit("Expand", emit.number(0.0, block.dtype), emit.constant([1, block.hidden])), axis=0
         )
-    outputs = emit.cast(emit("Gather", outputs, _inverse(emit, flat, order, bool(left_out))), block.dtype, block.wide)
+    outputs = emit.cast(emit("Gather", outputs, _inverse(emit, flat, order, left_out)), block.dtype, block.wide)
     mixed = emit.cast(_mix(emit, block, outputs, weights), block.wide, block.dtype)
     return emit("Reshape", mixed, emit("Shape", block.x), allowzero=1)
 

@@ -40,7 +40,6 @@ from moec.weights.weight import PackedWeight
 READERS = {
     "grouped": "MatMulNBits",
     "gathered": "GatherBlockQuantized",
-    FORMULATION: "Experts",
 }  # of packed weights, by the form
 PORTABLE, TOLD = "kernel, portable routing", "kernel, routing before it"
 
@@ -139,10 +138,13 @@ def _lower_own(emit: Emitter, node: ir.Node, block: MoeNode) -> dict[str, Any]:
     else:
         assert block.ids is not None and block.weights is not None
         y = emit_own(emit, block, block.ids, block.weights, block.weights.dtype or block.dtype)
+    operator = y.producer()
     emit.replace(y)
     remove_unread(emit.graph, inputs)
     fact = {"node": emit.name, "op": node.op_type, "formulation": FORMULATION, "why": why}
-    return {**fact, **_packed_facts(block, FORMULATION)}
+    packed = _packed_facts(block, FORMULATION)
+    assert operator is not None
+    return {**fact, **packed, **({"kernel": operator.op_type} if packed else {})}
 
 
 def _how(block: MoeNode, formulation: str, joined: bool) -> str:

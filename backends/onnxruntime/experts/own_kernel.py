@@ -54,8 +54,9 @@ def _why_not_matrix(weight: Weight | PackedWeight) -> str:
 
 def emit_own(emit: Emitter, block: MoeNode, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType) -> ir.Value:
     """Emit the operator for `ids` and `weights`, both `[..., K]`; returns `[..., H]`."""
+    rule = attributes(block, block.leaves_out(weights))
     weights = emit.cast(weights, weights_dtype, ir.DataType.FLOAT)
-    return emit("Experts", block.x, ids, weights, *_experts(emit, block), domain=OWN, **attributes(block))
+    return emit("Experts", block.x, ids, weights, *_experts(emit, block), domain=OWN, **rule)
 
 
 def emit_routed(emit: Emitter, block: MoeNode) -> ir.Value:
@@ -77,11 +78,16 @@ def _rule(rule: Routing) -> dict[str, Any]:
     }
 
 
-def attributes(block: MoeNode) -> dict[str, Any]:
-    """What both operators say of the experts."""
+def attributes(block: MoeNode, left_out: bool = False) -> dict[str, Any]:
+    """What both operators say of the experts. left_out: a weight of zero says that the choice is none."""
     rule: Activation = block.activation
     numbers = {name: float(getattr(rule, name)) for name in ("alpha", "beta", "limit", "cap", "up_cap")}
-    flags = {"gated": rule.gated, "clamp_after": rule.clamp_after, "score_before": block.score_before}
+    flags = {
+        "gated": rule.gated,
+        "clamp_after": rule.clamp_after,
+        "score_before": block.score_before,
+        "left_out": left_out,
+    }
     return {"function": FUNCTIONS.index(rule.name), **numbers, **{name: int(flag) for name, flag in flags.items()}}
 
 

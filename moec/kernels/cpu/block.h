@@ -58,6 +58,7 @@ struct Block {
     Matrix in, out;  // [experts, inner or 2 inner, hidden], gate rows first; [experts, hidden, inner]
     Activation activation;
     bool score_before;  // weights multiply the experts' input
+    bool left_out;      // a weight of 0 says that the choice is none
 };
 
 // Rows [first, first + rows) of one expert's matrix times tokens: out[t * out_step + r]. `x` holds a pointer for each

@@ -8,6 +8,7 @@ fused is said in the sources, so that every instruction set rounds alike.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import platform
 import shutil
@@ -47,6 +48,14 @@ def units() -> list[tuple[str, str, tuple[str, ...]]]:
     return found
 
 
+def stamp() -> str:
+    """What a library says of the sources and flags that it was compiled from: their SHA-256."""
+    found = hashlib.sha256(repr((FLAGS, units())).encode())
+    for path in sorted((*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h"))):
+        found.update(path.read_bytes())
+    return f"moec.cpu sources {found.hexdigest()}"
+
+
 def build(out: Path, more: Sequence[str] = ()) -> Path:
     """Compile the library.
 
@@ -63,8 +72,9 @@ def build(out: Path, more: Sequence[str] = ()) -> Path:
     own = compiler()
     if own is None:
         raise MoecError("M301", "there is no C++ compiler", "moec.kernels.cpu", "install g++, or set CXX to another")
+    said = (f'-DMOEC_SOURCES="{stamp()}"',)
     with tempfile.TemporaryDirectory(prefix="moec-kernels-") as work, ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(lambda unit: _compile(own, Path(work), unit, more), units()))
+        objects = list(pool.map(lambda unit: _compile(own, Path(work), unit, (*said, *more)), units()))
         made = out.with_name(f".{out.name}.{os.getpid()}")
         _run([own, "-shared", "-o", str(made), *map(str, objects), *more])
     made.replace(out)

@@ -54,7 +54,7 @@ struct Call {
     const Block& block;
     const Isa& isa;
     std::vector<size_t> starts;       // of each expert's choices among the sorted ones, and their number
-    std::vector<size_t> choices;      // sorted by expert: token * top_k + k
+    std::vector<size_t> choices;      // sorted by expert: token * top_k + k; without those that are left out
     std::vector<const float*> x;      // the row of each sorted choice
     std::vector<size_t> busy;         // experts that some token chose
     std::vector<Piece> pieces;        // of the first region
@@ -67,18 +67,20 @@ struct Call {
 const char* sort(Call& call) {
     const Block& b = call.block;
     const size_t n = b.tokens * b.top_k;
+    const auto counts = [&b](size_t choice) { return !b.left_out || b.weights[choice] != 0.0f; };
     call.starts.assign(b.experts + 1, 0);
     for (size_t i = 0; i < n; i++) {
         if (b.ids[i] < 0 || static_cast<size_t>(b.ids[i]) >= b.experts) return "an id is no expert";
-        call.starts[static_cast<size_t>(b.ids[i]) + 1]++;
+        call.starts[static_cast<size_t>(b.ids[i]) + 1] += counts(i);
     }
     for (size_t e = 0; e < b.experts; e++) {
         if (call.starts[e + 1]) call.busy.push_back(e);
         call.starts[e + 1] += call.starts[e];
     }
     std::vector<size_t> next(call.starts.begin(), call.starts.end() - 1);
-    call.choices.resize(n);
-    for (size_t i = 0; i < n; i++) call.choices[next[static_cast<size_t>(b.ids[i])]++] = i;
+    call.choices.resize(call.starts.back());
+    for (size_t i = 0; i < n; i++)
+        if (counts(i)) call.choices[next[static_cast<size_t>(b.ids[i])]++] = i;
     return nullptr;
 }
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from moec.errors import MoecError
-from moec.kernels.cpu.building import LIBRARY, SOURCES, compiler
+from moec.kernels.cpu.building import LIBRARY, SOURCES, compiler, stamp
 
 PLACE = "MOEC_CPU_KERNELS"  # of the environment: the library's file, where it is not beside the sources
 MAKE = "python -m moec.kernels.cpu.building"
@@ -21,19 +21,22 @@ def library() -> Path | None:
 
 def why_not() -> str:
     """Why the kernels cannot be used here, in a few words; empty where they can."""
-    if library() is not None:
-        return ""
+    if found := library():
+        return "" if stamp().encode() in found.read_bytes() else f"{found} was compiled from other sources"
+    if named := os.environ.get(PLACE):
+        return f"{PLACE} names {named}, and there is no such file"
     return "moec's own kernels for CPUs are not compiled" + ("" if compiler() else ", and there is no C++ compiler")
 
 
 def way_out() -> str:
-    """What makes them."""
-    return MAKE if compiler() else f"install g++, then run: {MAKE}"
+    """What makes them, or makes them anew."""
+    make = MAKE if compiler() else f"install g++, then run: {MAKE}"
+    return f"unset {PLACE}, or {make} --out ${PLACE}" if os.environ.get(PLACE) else make
 
 
 def require_library() -> Path:
-    """The file of the compiled kernels. Raises M301 where nobody has compiled them."""
-    found = library()
-    if found is None:
-        raise MoecError("M301", why_not(), "kernels=moec", way_out())
+    """The file of the compiled kernels. Raises M301 where it is not there, or is of other sources."""
+    found, wrong = library(), why_not()
+    if found is None or wrong:
+        raise MoecError("M301", wrong, "kernels=moec", way_out())
     return found

@@ -106,7 +106,7 @@ struct Kernel {
     Api api;
     const Isa* isa;
     Activation activation;
-    bool score_before;
+    bool score_before, left_out;
     Routing routing{};
 
     template <class T> T attribute(const KernelInfo* info, const char* name) {
@@ -132,6 +132,7 @@ struct Kernel {
         activation.cap = attribute<float>(info, "cap");
         activation.up_cap = attribute<float>(info, "up_cap");
         score_before = attribute<int64_t>(info, "score_before") != 0;
+        left_out = attribute<int64_t>(info, "left_out") != 0;
         if (!routes) return;
         routing.score = static_cast<int>(count(info, "score"));
         routing.combine = static_cast<int>(count(info, "combine"));
@@ -156,7 +157,7 @@ struct Kernel {
         b.inner = b.in.rows / (activation.gated ? 2 : 1);
         b.out = matrix(api, context, index + 4, b.inner);
         require(out.at(0) == b.experts && b.out.rows == b.hidden, "the second matrix goes with the first");
-        b.activation = activation, b.score_before = score_before;
+        b.activation = activation, b.score_before = score_before, b.left_out = left_out;
         ort::Value* y = nullptr;
         void* data = nullptr;
         check(api.output(context, 0, x.size, x.rank, &y));
@@ -205,8 +206,8 @@ void moe(const Kernel& kernel, KernelContext* context) {
     for (const Tensor& bias : {router_bias, selection_bias})
         require(!bias.data || (bias.type == ort::FLOAT && bias.rank == 1 && bias.at(0) == b.experts),
                 "a router's biases are float32, one for each expert");
-    require(rule.top_k <= b.experts && b.experts % rule.groups == 0 && rule.top_groups <= rule.groups &&
-                (!rule.by_two || b.experts / rule.groups >= 2),
+    const bool few = rule.top_groups > rule.groups || (rule.by_two && b.experts / rule.groups < 2);
+    require(rule.top_k <= b.experts && b.experts % rule.groups == 0 && (rule.groups == 1 || !few),
             "there are fewer experts or groups than are to be chosen");
     const Matrix weight{router.data, nullptr, nullptr, static_cast<const float*>(router_bias.data), b.experts,
                         b.hidden,    0,       32};

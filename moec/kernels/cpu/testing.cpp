@@ -1,5 +1,7 @@
 // What tests and benchmarks call through ctypes: one block on a given instruction set, without a runtime. Pieces of work
 // run one after the other, in order or in the reverse one.
+#include <exception>
+
 #include "block.h"
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
@@ -16,10 +18,15 @@ EXPORTED const char* moec_cpu_experts(const moec::Block* block, const char* isa,
                               const bool back = *static_cast<int*>(backwards) != 0;
                               for (size_t i = 0; i < count; i++) fn(data, back ? count - 1 - i : i);
                           }};
-    return moec::run_experts(*block, *found, pool);
+    try {
+        return moec::run_experts(*block, *found, pool);
+    } catch (const std::exception&) {
+        return "there is no memory for the call";
+    }
 }
 
-EXPORTED void moec_cpu_activate(const moec::Activation* rule, const char* isa, const float* gate, const float* up,
-                                float* out, size_t n) {
-    moec::find_isa(isa)->activate(*rule, gate, up, out, n);
-}
+// Read out of the file by moec/kernels/cpu/library.py, which does not load what was compiled from other sources.
+#if defined(MOEC_SOURCES)
+EXPORTED const char moec_cpu_sources[];
+const char moec_cpu_sources[] = MOEC_SOURCES;
+#endif

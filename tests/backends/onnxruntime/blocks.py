@@ -97,6 +97,21 @@ def experts_model(e: Experts, rank: int, top_k: int, score_before: bool = False,
     return finish(graph, e, "Experts", [x, ids, weights], {**e.activation.arguments(), "score_before": score_before})
 
 
+def masked_model(e: Experts, top_k: int, score_before: bool) -> ir.Model:
+    """Weights below 0.3 are set to zero in the graph."""
+    model = experts_model(e, 2, top_k, score_before)
+    (node,) = model.graph
+    floor, none = (
+        add_initializer(model.graph, from_tensor(torch.tensor(v), n), n) for v, n in ((0.3, "floor"), (0.0, "none"))
+    )
+    small = ir.node("Less", [node.inputs[2], floor])
+    kept = ir.node("Where", [small.outputs[0], none, node.inputs[2]])
+    kept.outputs[0].type, kept.outputs[0].shape = node.inputs[2].type, node.inputs[2].shape  # type: ignore[union-attr]
+    model.graph.insert_before(node, [small, kept])
+    node.replace_input_with(2, kept.outputs[0])
+    return model
+
+
 def moe_model(e: Experts, rank: int, routing: Routing, router_bias: Tensor | None = None) -> ir.Model:
     x = value("x", e.dtype, [*(f"d{n}" for n in range(rank - 1)), e.hidden])
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": 20, "moec": 1}, name="block")

@@ -41,6 +41,7 @@ class _Block(ctypes.Structure):
         ("second", _Matrix),
         ("activation", _Activation),
         ("score_before", ctypes.c_bool),
+        ("left_out", ctypes.c_bool),
     ]
 
 
@@ -80,6 +81,7 @@ class Mixture:
     second: Stack
     activation: Activation = field(default_factory=Activation)
     score_before: bool = False
+    left_out: bool = False
 
     @property
     def wide(self) -> tuple[Tensor | None, ...]:
@@ -117,7 +119,9 @@ def run(
     numbers = (rule.alpha, rule.beta, rule.limit, rule.cap, rule.up_cap)
     activation = _Activation(FUNCTIONS.index(rule.name), rule.gated, rule.clamp_after, *numbers)
     sizes = (*ids.shape, mixture.first.data.shape[0], x.shape[1], mixture.second.columns)
-    block = _Block(*(t.data_ptr() for t in held[:4]), *sizes, *matrices, activation, mixture.score_before)
+    block = _Block(
+        *(t.data_ptr() for t in held[:4]), *sizes, *matrices, activation, mixture.score_before, mixture.left_out
+    )
     wrong = library.moec_cpu_experts(ctypes.byref(block), isa.encode(), int(reversed_))
     if wrong:
         raise ValueError(wrong.decode())

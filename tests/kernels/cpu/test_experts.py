@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,6 +115,25 @@ def test_routing_of_any_kind(library: ctypes.CDLL) -> None:
     for wrong in (-1, 6, 2**40):
         with pytest.raises(ValueError, match="no expert"):
             run(library, block, x, torch.full((7, 1), wrong), torch.ones(7, 1))
+
+
+@pytest.mark.parametrize("count", [1, 9, 120])
+@pytest.mark.parametrize("score_before", [False, True], ids=["", "score_before"])
+def test_a_choice_of_weight_zero_is_left_out_where_that_is_said(
+    library: ctypes.CDLL, score_before: bool, count: int
+) -> None:
+    block = mixture(score_before=score_before)
+    leaving = replace(block, left_out=True)
+    x, ids, weights = call(count, 32)
+    assert torch.equal(run(library, block, x, ids, weights), run(library, leaving, x, ids, weights))
+    weights[::2, 0] = 0
+    weights[-1] = 0
+    want = wanted(block, x, ids, weights)
+    assert error(run(library, leaving, x, ids, weights), want) < LIMIT or not weights.any()
+    x[-1] = torch.nan
+    assert run(library, block, x, ids, weights)[-1].isnan().all()
+    assert not run(library, leaving, x, ids, weights)[-1].any()
+    assert not run(library, leaving, x, ids, weights * 0).any()
 
 
 @pytest.mark.parametrize("bits", [32, 4])

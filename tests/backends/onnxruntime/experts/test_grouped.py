@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
 import pytest
 import torch
 
-from moec.backends.onnx.tensors import add_initializer
 from moec.backends.onnxruntime.experts.grouped import branches
 from moec.dialect import Activation
-from moec.weights.lazy import from_tensor
 from tests.backends.onnxruntime.blocks import (
     ACTIVATIONS,
     Experts,
@@ -17,6 +14,7 @@ from tests.backends.onnxruntime.blocks import (
     error,
     experts_model,
     lowered,
+    masked_model,
     ops,
     run,
     tokens,
@@ -86,21 +84,6 @@ def test_gate_and_up_swapped_is_seen() -> None:
     assert error(grouped(e, x, *routed), want) > 0.1
 
 
-def masked_model(e: Experts, top_k: int, score_before: bool) -> ir.Model:
-    """Weights below 0.3 are set to zero in the graph."""
-    model = experts_model(e, 2, top_k, score_before)
-    (node,) = model.graph
-    floor, none = (
-        add_initializer(model.graph, from_tensor(torch.tensor(v), n), n) for v, n in ((0.3, "floor"), (0.0, "none"))
-    )
-    small = ir.node("Less", [node.inputs[2], floor])
-    kept = ir.node("Where", [small.outputs[0], none, node.inputs[2]])
-    kept.outputs[0].type, kept.outputs[0].shape = node.inputs[2].type, node.inputs[2].shape  # type: ignore[union-attr]
-    model.graph.insert_before(node, [small, kept])
-    node.replace_input_with(2, kept.outputs[0])
-    return model
-
-
 @pytest.mark.parametrize("experts", [6, 40])
 @pytest.mark.parametrize("top_k", [1, 3])
 @pytest.mark.parametrize(("biases", "score_before"), [(True, False), (False, True), (True, True)])
@@ -129,6 +112,14 @@ def test_what_weighs_nothing_is_not_computed(
     x[4] = torch.nan
     got = run(model, x=x, ids=ids, weights=weights)
     assert bool(got[4].isnan().any()) is (biases and score_before), "what was left out was computed"
+
+
+def test_an_expert_that_makes_something_of_nothing_is_not_left_out() -> None:
+    e, x, (ids, weights) = Experts(activation=Activation("sigmoid", gated=False)), tokens(9), choice(9)
+    kept = weights.masked_fill(weights < 0.3, 0.0)
+    assert not kept.all()
+    model, _ = lowered(masked_model(e, 2, True), "latency")
+    assert error(run(model, x=x, ids=ids, weights=weights), expected(e, x, ids, kept, True)) < LIMIT
 
 
 def test_weights_as_they_are() -> None:

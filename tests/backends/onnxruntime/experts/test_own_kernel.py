@@ -21,11 +21,10 @@ from tests.backends.onnxruntime.blocks import (
     choice,
     error,
     experts_model,
-    finish,
+    masked_model,
     moe_model,
     ops,
     tokens,
-    value,
 )
 
 LIMIT = 3e-6
@@ -106,6 +105,16 @@ def test_another_rule_is_seen(cpu_kernels_file: Path) -> None:
             assert (j, i) in same or error(one, found[j]) > 100 * LIMIT
 
 
+@pytest.mark.parametrize("experts", [1, 6])
+def test_what_a_rule_without_groups_says_of_them_counts_for_nothing(cpu_kernels_file: Path, experts: int) -> None:
+    e, x = Experts(experts=experts), tokens(5)
+    rule = Routing(1, "sigmoid", "scores", top_groups=4, group_score="top2")
+    model = routed_model(e, rule, None, None)
+    own(model)
+    want = torch.ops.moec.moe(x, e.router, None, None, *e.tensors, **rule.arguments(), **e.activation.arguments())
+    assert error(run(model, cpu_kernels_file, x=x), want) < LIMIT
+
+
 def test_equal_scores_choose_the_first_and_nan_comes_before_all(cpu_kernels_file: Path) -> None:
     e, x = Experts(), tokens(3)
     e.router = torch.zeros_like(e.router)
@@ -132,6 +141,44 @@ def test_given_ids_and_weights(cpu_kernels_file: Path, leading: tuple[int, ...],
     assert error(got, want) < LIMIT if x.numel() else got.shape == x.shape
 
 
+@pytest.mark.parametrize("top_k", [1, 3])
+@pytest.mark.parametrize(("biases", "score_before"), [(True, False), (False, True), (True, True)])
+def test_what_weighs_nothing_is_not_computed(
+    cpu_kernels_file: Path, top_k: int, biases: bool, score_before: bool
+) -> None:
+    e, x, (ids, weights) = Experts(biases=biases), tokens(9), choice(9, top_k=top_k)
+    if top_k == 1:
+        weights = torch.linspace(0.1, 1, 9)[:, None]
+    weights[4] = 0.1  # all that this token has
+    rule = {**e.activation.arguments(), "score_before": score_before}
+    want = torch.ops.moec.experts(x, ids, weights.masked_fill(weights < 0.3, 0.0), *e.tensors, **rule)
+    model = masked_model(e, top_k, score_before)
+    own(model)
+    opened = session(model, cpu_kernels_file)
+
+    def given(x: Tensor, weights: Tensor) -> Tensor:
+        feeds = {"x": x.numpy(), "ids": ids[: len(x)].numpy(), "weights": weights.numpy()}
+        return torch.from_numpy(opened.run(["y"], feeds)[0])
+
+    assert error(given(x, weights), want) < LIMIT
+    assert error(torch.ops.moec.experts(x, ids, weights, *e.tensors, **rule), want) > 100 * LIMIT
+    assert given(x[:0], weights[:0]).shape == x[:0].shape
+    if not (biases and score_before):
+        assert not given(x, weights * 0 + 0.1).any(), "nothing is chosen, and something comes out"
+    x[4] = torch.nan
+    got = given(x, weights)
+    assert bool(got[4].isnan().any()) is (biases and score_before), "what was left out was computed"
+    assert got[[0, 1, 2, 3, 5, 6, 7, 8]].isfinite().all()
+
+
+def test_weights_of_zero_that_nobody_has_set_are_computed(cpu_kernels_file: Path) -> None:
+    e, x, (ids, weights) = Experts(), tokens(4), choice(4)
+    model = experts_model(e, 2, 2)
+    own(model)
+    x[0] = torch.nan
+    assert run(model, cpu_kernels_file, x=x, ids=ids, weights=weights * 0)[0].isnan().all()
+
+
 def test_threads_change_no_bit(cpu_kernels_file: Path) -> None:
     e = Experts(experts=6, hidden=256, inner=192)
     model = routed_model(e, Routing(2), None, None)
@@ -149,16 +196,15 @@ def test_an_id_that_is_no_expert_ends_the_call_and_not_the_process(cpu_kernels_f
         run(model, cpu_kernels_file, x=tokens(2), ids=torch.tensor([[0], [6]]), weights=torch.ones(2, 1))
 
 
-def packed_model(bits: int, group: int) -> ir.Model:
-    """x, ids and weights are inputs; both stacks are codes of all kinds with zero points."""
+def packed_model(bits: int, group: int, routed: bool = False) -> ir.Model:
+    """x, and ids and weights where it is not routed, are inputs; both stacks are codes of all kinds with zero
+    points."""
     g = torch.Generator().manual_seed(bits)
     e = Experts(hidden=128, inner=128)
-    x, ids = value("x", torch.float32, ["t", 128]), value("ids", torch.int64, ["t", 2])
-    weights = value("weights", torch.float32, ["t", 2])
-    graph = ir.Graph([x, ids, weights], [], nodes=[], opset_imports={"": 20, "moec": 1}, name="block")
-    model = finish(graph, e, "Experts", [x, ids, weights], {**e.activation.arguments(), "score_before": False})
-    node = next(iter(graph))
-    for at, name, rows in ((3, "in", 256), (4, "out", 128)):
+    model = moe_model(e, 2, Routing(2)) if routed else experts_model(e, 2, 2)
+    graph, node = model.graph, next(iter(model.graph))
+    first = 4 if routed else 3
+    for at, name, rows in ((first, "in", 256), (first + 1, "out", 128)):
         parts = (
             torch.randint(0, 256, (6, rows, 128 * bits // 8), generator=g, dtype=torch.uint8),
             torch.rand(6, rows, 128 // group, generator=g) / 2**bits,
@@ -184,6 +230,11 @@ def test_codes_are_read_as_they_are_stored(cpu_kernels_file: Path, bits: int, gr
     assert error(got, torch.ops.moec.experts(x, ids, weights, *dense)) < LIMIT
     dense[1][int(ids[0, 0])] *= 1.01
     assert error(got, torch.ops.moec.experts(x, ids, weights, *dense)) > 100 * LIMIT
+
+
+def test_the_operator_that_reads_codes_and_routes_is_named() -> None:
+    model = packed_model(4, 32, routed=True)
+    assert own(model)["kernel"] == "Moe" and ops(model) == ["Moe"]
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from onnxruntime import SessionOptions
 
 import moec
 from moec import MoecError
 from moec.backends.onnxruntime.experts.own_kernel import FORMULATION
-from moec.kernels.cpu.building import LIBRARY
-from moec.kernels.cpu.library import PLACE
+from moec.backends.onnxruntime.session.own_kernels import register, require_same
+from moec.kernels.cpu.building import LIBRARY, stamp
+from moec.kernels.cpu.library import PLACE, way_out
 from moec.layouts.facts import OPERATORS
 from moec.report.clients import RUNTIME, client_code
 from moec.report.report import Report
@@ -80,15 +84,48 @@ def test_another_library_is_refused_and_not_loaded(
     assert refused.value.code == "M106"
 
 
+def test_a_folder_without_its_library_is_refused(engine: Path, cpu_kernels: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(engine, tmp_path / "engine"))
+    require_same(copy)
+    (copy / LIBRARY).unlink()
+    with pytest.raises(MoecError, match="is not in the engine's folder") as refused:
+        require_same(copy)
+    assert (refused.value.code, refused.value.where) == ("M106", str(copy / LIBRARY))
+
+
+def test_a_library_that_does_not_load_is_a_clear_error(
+    mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    other = tmp_path / "broken.so"
+    other.write_bytes(f"no library, but {stamp()}".encode())
+    monkeypatch.setenv(PLACE, str(other))
+    with pytest.raises(MoecError, match="do not load") as refused:
+        register(SessionOptions())
+    assert (refused.value.code, refused.value.where, refused.value.fix) == ("M301", str(other), way_out())
+    cli("compile", mixtral, "-o", tmp_path / "again", "--target", TARGET, status=3)
+    assert "do not load" in cli.err and "--out $MOEC_CPU_KERNELS" in cli.err
+
+
 def test_without_the_kernels_there_is_a_way_out(
     cli: Cli, mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PLACE, str(tmp_path / "none.so"))
     cli("compile", mixtral, "-o", tmp_path / "engine", "--target", TARGET, status=3)
-    assert "not compiled" in cli.err and "moec.kernels.cpu.building" in cli.err
+    assert "no such file" in cli.err and "moec.kernels.cpu.building" in cli.err
     assert "kernels=moec: " in cli("doctor")
 
 
 def test_cuda_has_none(cli: Cli, mixtral: Path, tmp_path: Path, cpu_kernels: Path) -> None:
     cli("compile", mixtral, "-o", tmp_path / "engine", "--target", "onnxruntime:cuda,kernels=moec", status=2)
     assert "for CPUs" in cli.err
+
+
+def test_kserve_is_refused_with_the_reason_and_triton_not(
+    cli: Cli, mixtral: Path, tmp_path: Path, cpu_kernels: Path
+) -> None:
+    cli("compile", mixtral, "-o", tmp_path / "no", "--target", TARGET, "--layout", "kserve", status=2)
+    assert "library of operators is not found" in cli.err and "--layout plain or genai or triton" in cli.err
+    cli("compile", mixtral, "-o", tmp_path / "engine", "--target", TARGET, "--layout", "triton")
+    text = next((tmp_path / "engine").glob("*/config.pbtxt")).read_text()
+    (library,) = re.findall(r'op_library_filename: ."(.*)"', text)
+    assert (tmp_path / "engine" / library).is_file()  # from the working directory that `client_code` says
