@@ -17,11 +17,11 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.huggingface.gguf.architecture import ARCHITECTURES, ROPE_FACTORS, config_from
 from moec.huggingface.gguf.blocks import BITS, FLOATS, from_blocks
+from moec.huggingface.gguf.header import AGAIN, check_header
 from moec.huggingface.gguf.names import from_gguf
 from moec.layouts.gguf_package import require_package
 from moec.weights.lazy import Weight, decoded
 
-_AGAIN = "download the file again"
 _FORMS = (*FLOATS, *BITS)
 
 
@@ -46,7 +46,7 @@ def read_gguf(path: Path) -> GgufContent:
 
     Raises:
         MoecError: M204 for a file that is none or is cut short, M206 for an architecture, a form or a tensor that moec
-            does not read, M301 without the package `gguf`.
+            does not read, and for big-endian numbers, M301 without the package `gguf`.
     """
     require_package()
     reader = _open(path)
@@ -60,7 +60,7 @@ def read_gguf(path: Path) -> GgufContent:
     try:
         config = config_from(fields, shapes, None if factors is None else torch.from_numpy(factors.data.copy()))
     except KeyError as error:
-        raise MoecError("M204", f"the file does not say {error.args[0]!r}", str(path), _AGAIN) from error
+        raise MoecError("M204", f"the file does not say {error.args[0]!r}", str(path), AGAIN) from error
     if isinstance(config, str):
         raise _refuse(config, path)
     lazy = {name: _weight(path, shapes[name], tensor) for name, tensor in tensors.items()}
@@ -72,13 +72,14 @@ def read_gguf(path: Path) -> GgufContent:
 def _open(path: Path) -> Any:
     from gguf import GGUFReader
 
+    check_header(path)
     try:
         return GGUFReader(path)
     except OSError:
         raise
     except Exception as error:  # a broken header makes it raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise MoecError("M204", f"it is no GGUF file, or a part of one: {reason}", str(path), _AGAIN) from error
+        raise MoecError("M204", f"it is no GGUF file, or a part of one: {reason}", str(path), AGAIN) from error
 
 
 def _fields(reader: Any) -> dict[str, Any]:
