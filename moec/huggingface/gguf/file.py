@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -83,12 +84,29 @@ class GgufFile(ModelFolder):
         return self.path
 
     def _tokenizer(self) -> Any:
+        """Made in a folder that holds the file alone: transformers would read what lies beside it, and may run it."""
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.file.parent, gguf_file=self.file.name, local_files_only=True)
+            with TemporaryDirectory(prefix="moec-gguf-") as place:
+                name = _put(self.file, Path(place)).name
+                return AutoTokenizer.from_pretrained(
+                    place, gguf_file=name, local_files_only=True, trust_remote_code=False
+                )
         except Exception as error:  # it raises anything for what it does not know
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             what = f"transformers does not read the file's vocabulary: {reason}"
             fix = "compile the checkpoint of transformers that the file was made from"
             raise MoecError("M204", what, str(self.file), fix) from error
+
+
+def _put(file: Path, folder: Path) -> Path:
+    """The file in another folder, where the system allows it without a copy."""
+    there = folder / f"model{ENDING}"
+    for link in (there.symlink_to, there.hardlink_to):
+        try:
+            link(file.resolve())
+        except OSError:
+            continue
+        return there
+    return Path(copyfile(file, there))
