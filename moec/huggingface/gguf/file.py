@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from functools import cached_property
 from pathlib import Path
 from shutil import copyfile
@@ -30,12 +31,21 @@ class GgufFile(ModelFolder):
 
     Args:
         text: the file.
+        trust_remote_code, allow_pickle, leave_out: as of a `ModelFolder`, for models that are opened beside it; a GGUF
+            file itself has neither code nor pickles.
 
     Raises:
         MoecError: see `moec.huggingface.gguf.read.read_gguf`; M204 where there is no such file.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(
+        self,
+        text: str,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+        leave_out: Container[str] = (),
+    ) -> None:
+        self._opening = trust_remote_code, allow_pickle, leave_out
         self.file = Path(text)
         if not self.file.is_file():
             raise MoecError("M204", "there is no such file", text, "check the path; moec downloads nothing")
@@ -65,8 +75,8 @@ class GgufFile(ModelFolder):
         return config, kind
 
     def alike(self, text: str) -> ModelFolder:
-        """Another model, in a file or a folder."""
-        return GgufFile(text) if is_gguf(text) else ModelFolder(text)
+        """Another model, in a file or a folder, opened with the same permissions."""
+        return (GgufFile if is_gguf(text) else ModelFolder)(text, *self._opening)
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the file."""

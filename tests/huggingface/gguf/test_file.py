@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from moec import open_source
 from moec.errors import MoecError
 from moec.huggingface.gguf.file import GgufFile, _put, is_gguf
 from moec.huggingface.gguf.write import save_gguf
+from tests import zoo
 from tests.command_line import Cli
 from tests.huggingface.gguf import spoken
 
@@ -71,6 +73,18 @@ def test_a_file_is_put_elsewhere(failing: tuple[str, ...], tmp_path: Path, monke
 
 def _refused(*_: object) -> None:
     raise OSError
+
+
+def test_another_model_is_opened_with_the_same_permissions(file: Path, tmp_path: Path) -> None:
+    model = zoo.build("llama")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(MoecError) as caught:
+        GgufFile(str(file)).alike(str(tmp_path))
+    assert caught.value.code == "M209"
+    origin = open_source(str(file), allow_pickle=True).origin
+    assert origin.alike(str(tmp_path)).raw["model_type"] == "llama"
+    assert isinstance(origin.alike(str(file)), GgufFile)
 
 
 def test_no_file_is_said(tmp_path: Path) -> None:
