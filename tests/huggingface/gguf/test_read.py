@@ -85,7 +85,8 @@ def written(path: Path, changes: Any) -> Path:
     source, program = made("llama")
     save_gguf(program, path / "right.gguf", source, floats="f32")
     reader, out = gguf.GGUFReader(path / "right.gguf"), path / "m.gguf"
-    fields: dict[str, Any] = {n: (f.contents(), f.types[0]) for n, f in reader.fields.items() if not n.startswith("GGUF.")}
+    named = [(n, f) for n, f in reader.fields.items() if not n.startswith("GGUF.")]
+    fields: dict[str, Any] = {n: (f.contents(), f.types[0]) for n, f in named}
     tensors = {t.name: (np.array(t.data), t.tensor_type) for t in reader.tensors}
     changes(fields, tensors)
     writer = gguf.GGUFWriter(out, fields.pop("general.architecture")[0])
