@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +123,9 @@ class NewModel(Source):
 
     def save_checkpoint(self, program: Program, folder: Path, progress: Progress | None = None) -> None:
         self._base.save_checkpoint(program, folder, progress)
+
+    def save_gguf(self, program: Program, file: Path, floats: str) -> Sequence[str]:
+        return self._base.save_gguf(program, file, floats)
 
     def sample(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, torch.Tensor]:
         return self._base.sample(sizes, seed)

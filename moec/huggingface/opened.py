@@ -12,9 +12,8 @@ from moec.huggingface.reading.folder import ModelFolder, resolve
 
 def origin_of(text: str, opening: Opening, leave_out: LeaveOut) -> ModelFolder:
     """The model, opened; no weight is read. Raises M204, M205, M206 or M209, see `ModelFolder` and `GgufFile`."""
-    if is_gguf(text):
-        return GgufFile(text)
-    return ModelFolder(text, opening.trust_remote_code, opening.allow_pickle, leave_out)
+    kind = GgufFile if is_gguf(text) else ModelFolder
+    return kind(text, opening.trust_remote_code, opening.allow_pickle, leave_out)
 
 
 def home_of(text: str) -> Path:

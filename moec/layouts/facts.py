@@ -59,7 +59,7 @@ class ModelFacts:
 
 
 def model_name(source: str) -> str:
-    """A name for servers and paths from how the user named the model: a folder, a hub id, `file.py:callable` or a
-    `.pt2`."""
-    last = source.split(":")[-1] if ".py:" in source else Path(source).name.removesuffix(".pt2")
+    """A name for servers and paths from how the user named the model: a folder, a hub id, `file.py:callable`, a
+    `.pt2` or a `.gguf`."""
+    last = source.split(":")[-1] if ".py:" in source else re.sub(r"\.(pt2|gguf)$", "", Path(source).name)
     return re.sub(r"[^\w.-]+", "-", last, flags=re.ASCII).strip(".-") or "model"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 FILE = "inference_service.yaml"
 PLACE = "pvc://CLAIM/FOLDER"
-_LONGEST = 63  # of a name in Kubernetes, a DNS label
+_LONGEST = 63 - len("-predictor")  # of a name in Kubernetes, a DNS label, to which KServe appends that
 
 
 def write(folder: Path, name: str, device: str) -> None:
@@ -37,7 +37,7 @@ def service(name: str, device: str, engine_bytes: int) -> str:
 apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
 metadata:
-  name: {label(name)}
+  name: "{label(name)}"
 spec:
   predictor:
     model:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import moec
-from moec.compiler.new_model import making
+from moec.compiler.new_model import NewModel, making
 from moec.errors import MoecError
 from moec.pipeline.pipeline import Pipeline
 from tests import zoo
@@ -44,6 +44,14 @@ def test_a_merged_model_is_compiled_saved_proven_and_proven_again(
     write_tokenizer(tmp_path / "law")
     cli.json("verify", "engine", status=1)
     assert "M106" in cli.err and "merged has changed" in cli.err
+
+
+def test_a_new_model_is_saved_as_a_gguf_file(tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    zoo.save("mixtral", tmp_path / "base")
+    new = NewModel(moec.open_source(str(tmp_path / "base")), Pipeline.parse(""), None, 0)
+    new.save_gguf(new.capture(), tmp_path / "m.gguf", "f32")
+    assert moec.open_source(str(tmp_path / "m.gguf")).facts().model_type == "mixtral"
 
 
 def test_a_model_of_another_vocabulary_is_refused(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

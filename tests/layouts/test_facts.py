@@ -16,6 +16,7 @@ from moec.program.conditions import Assumptions, Condition
         ("models/my model", "my-model"),
         ("nets/mlp.py:make", "make"),
         ("nets/a.pt2", "a"),
+        ("files/Qwen3-0.6B-Q8_0.gguf", "Qwen3-0.6B-Q8_0"),
         ("MoeModel", "MoeModel"),
         (".", "model"),
         ("", "model"),

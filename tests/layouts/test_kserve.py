@@ -12,12 +12,15 @@ import yaml
 import moec
 from moec.layouts.kserve import FILE, label, service
 
-NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,51}[a-z0-9])?")
 
 
-@pytest.mark.parametrize("name", ["Mixtral-8x7B", "8x7b", "a" * 80, "meta_llama.Llama 3", "-", "x" * 62 + "-y"])
+@pytest.mark.parametrize(
+    "name", ["Mixtral-8x7B", "8x7b", "a" * 80, "meta_llama.Llama 3", "-", "x" * 52 + "-y", "true", "null"]
+)
 def test_names_are_those_that_kubernetes_takes(name: str) -> None:
     assert NAME.fullmatch(label(name))
+    assert yaml.safe_load(service(name, "cpu", 1))["metadata"]["name"] == label(name)
 
 
 def test_a_gpu_is_asked_for_where_the_engine_runs_on_one() -> None:

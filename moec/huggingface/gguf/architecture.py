@@ -15,6 +15,27 @@ _WIDTHS = {"mixtral": "intermediate_size", "qwen3_moe": "moe_intermediate_size"}
 ROPE_FACTORS = "rope_freqs.weight"
 # of every Llama from 3.1 on; a GGUF file holds only what follows from them
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# what `config_from` reads of an architecture's own settings
+_READ = {
+    *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
+    *("expert_count", "expert_used_count", "expert_feed_forward_length"),
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
+    *("attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base"),
+    *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
+}
+# what llama.cpp reads of no file of these architectures, or computes with only where positions are scaled by YaRN
+_INFORMS = {"tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned"}
+# what changes the model, and the values by which it stays as it is
+_CHANGES: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("attention.causal", "expert_weights_norm"), (True,)),
+    **dict.fromkeys(("pooling_type", "attention.sliding_window", "attention.scale"), (0,)),
+    **dict.fromkeys(("attention.clamp_kqv", "attention.max_alibi_bias", "nextn_predict_layers"), (0,)),
+    **dict.fromkeys(("expert_shared_count", "leading_dense_block_count", "use_parallel_residual"), (0,)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "router_logit_softcapping"), (0,)),
+    **dict.fromkeys(("logit_scale", "residual_scale", "embedding_scale", "expert_weights_scale"), (0, 1)),
+    **dict.fromkeys(("expert_group_count", "expert_group_used_count", "expert_gating_func"), (0, 1)),  # 1 is softmax
+    "rope.scaling.attn_factor": (1,),
+}
 
 
 def why_not(config: Any) -> str:
@@ -102,6 +123,8 @@ def config_from(
     dense = {theirs: kind for kind, theirs in ARCHITECTURES.items() if kind != "mixtral"}
     if given not in dense:
         return f"its architecture is {given!r}; moec reads {', '.join(dense)}"
+    if reason := _unknown(own):
+        return f"{given}.{reason}"
     kind = "mixtral" if given == "llama" and own.get("expert_count") else dense[given]
     width = own.get("attention.key_length") or own["embedding_length"] // own["attention.head_count"]
     if own.get("attention.value_length", width) != width or own.get("rope.dimension_count", width) != width:
@@ -131,19 +154,34 @@ def config_from(
     return rope if isinstance(rope, str) else entries | {"rope_parameters": rope}
 
 
+def _unknown(own: Mapping[str, Any]) -> str:
+    """The first of an architecture's own settings that may change the model in a way that moec does not compute."""
+    for name, value in own.items():
+        if name in _CHANGES and value not in _CHANGES[name]:
+            return f"{name} is {value}"
+        if name not in _CHANGES and name not in _READ | _INFORMS:
+            return f"{name} is a setting that moec does not know"
+    return ""
+
+
 def _rope(own: Mapping[str, Any], width: int, factors: Tensor | None) -> dict[str, Any] | str:
     """How positions turn a head, as config.json says it; or why it has no entry for that, as text."""
     theta = _shortest(own.get("rope.freq_base", 10000.0))
-    scaling = str(own.get("rope.scaling.type", "none"))
+    scaling = str(own.get("rope.scaling.type", "linear"))  # llama.cpp's default
     if scaling not in ("none", "linear"):
         return f"its positions are scaled by {scaling!r}"
-    if scaling == "linear":
-        return {"rope_type": "linear", "rope_theta": theta, "factor": _shortest(own["rope.scaling.factor"])}
+    factor = _shortest(own.get("rope.scaling.factor", own.get("rope.scale_linear", 1.0)))
+    if scaling == "linear" and factor not in (0.0, 1.0):
+        if factors is not None:
+            return f"its positions are scaled twice, by {factor} and by {ROPE_FACTORS}"
+        return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
     if factors is None:
         return {"rope_type": "default", "rope_theta": theta}
+    if factors.shape != (width // 2,):
+        return f"its frequencies have factors ({ROPE_FACTORS}) of another width than its heads"
     said = {"rope_type": "llama3", "rope_theta": theta, "factor": _shortest(factors.max()), **_LLAMA3}
     same = _factors(said, width)
-    if same.shape == factors.shape and torch.allclose(same, factors, rtol=1e-5, atol=0):
+    if torch.allclose(same, factors, rtol=1e-5, atol=0):
         return said
     return f"its frequencies have factors ({ROPE_FACTORS}) that are not those of Llama 3"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from functools import cached_property
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -29,12 +31,21 @@ class GgufFile(ModelFolder):
 
     Args:
         text: the file.
+        trust_remote_code, allow_pickle, leave_out: as of a `ModelFolder`, for models that are opened beside it; a GGUF
+            file itself has neither code nor pickles.
 
     Raises:
         MoecError: see `moec.huggingface.gguf.read.read_gguf`; M204 where there is no such file.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(
+        self,
+        text: str,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+        leave_out: Container[str] = (),
+    ) -> None:
+        self._opening = trust_remote_code, allow_pickle, leave_out
         self.file = Path(text)
         if not self.file.is_file():
             raise MoecError("M204", "there is no such file", text, "check the path; moec downloads nothing")
@@ -64,8 +75,8 @@ class GgufFile(ModelFolder):
         return config, kind
 
     def alike(self, text: str) -> ModelFolder:
-        """Another model, in a file or a folder."""
-        return GgufFile(text) if is_gguf(text) else ModelFolder(text)
+        """Another model, in a file or a folder, opened with the same permissions."""
+        return (GgufFile if is_gguf(text) else ModelFolder)(text, *self._opening)
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the file."""
@@ -83,12 +94,29 @@ class GgufFile(ModelFolder):
         return self.path
 
     def _tokenizer(self) -> Any:
+        """Made in a folder that holds the file alone: transformers would read what lies beside it, and may run it."""
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.file.parent, gguf_file=self.file.name, local_files_only=True)
+            with TemporaryDirectory(prefix="moec-gguf-") as place:
+                name = _put(self.file, Path(place)).name
+                return AutoTokenizer.from_pretrained(
+                    place, gguf_file=name, local_files_only=True, trust_remote_code=False
+                )
         except Exception as error:  # it raises anything for what it does not know
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             what = f"transformers does not read the file's vocabulary: {reason}"
             fix = "compile the checkpoint of transformers that the file was made from"
             raise MoecError("M204", what, str(self.file), fix) from error
+
+
+def _put(file: Path, folder: Path) -> Path:
+    """The file in another folder, where the system allows it without a copy."""
+    there = folder / f"model{ENDING}"
+    for link in (there.symlink_to, there.hardlink_to):
+        try:
+            link(file.resolve())
+        except OSError:
+            continue
+        return there
+    return Path(copyfile(file, there))

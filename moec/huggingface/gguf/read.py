@@ -6,7 +6,8 @@ mapped, and a tensor is read when somebody asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.huggingface.gguf.architecture import ARCHITECTURES, ROPE_FACTORS, config_from
 from moec.huggingface.gguf.blocks import BITS, FLOATS, from_blocks
+from moec.huggingface.gguf.header import AGAIN, check_header
 from moec.huggingface.gguf.names import from_gguf
+from moec.huggingface.reading.config_sizes import built_from, check_config
 from moec.layouts.gguf_package import require_package
 from moec.weights.lazy import Weight, decoded
 
-_AGAIN = "download the file again"
 _FORMS = (*FLOATS, *BITS)
 
 
@@ -46,23 +48,27 @@ def read_gguf(path: Path) -> GgufContent:
 
     Raises:
         MoecError: M204 for a file that is none or is cut short, M206 for an architecture, a form or a tensor that moec
-            does not read, M301 without the package `gguf`.
+            does not read, and for big-endian numbers, M301 without the package `gguf`.
     """
     require_package()
     reader = _open(path)
-    fields = _fields(reader)
+    with _readable(path):
+        return _content(reader, path)
+
+
+def _content(reader: Any, path: Path) -> GgufContent:
+    """What a file says whose header is whole. Raises anything where it contradicts itself."""
+    fields = _fields(reader, path)
     if int(fields.get("split.count", 0)) > 1:
         fix = "join the parts first: llama-gguf-split --merge FIRST-PART.gguf OUT.gguf"
         raise MoecError("M206", "the GGUF file is one part of a model", str(path), fix)
     tensors = {str(t.name): t for t in reader.tensors}
     shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
     factors = tensors.pop(ROPE_FACTORS, None)
-    try:
-        config = config_from(fields, shapes, None if factors is None else torch.from_numpy(factors.data.copy()))
-    except KeyError as error:
-        raise MoecError("M204", f"the file does not say {error.args[0]!r}", str(path), _AGAIN) from error
+    config = config_from(fields, shapes, None if factors is None else torch.from_numpy(factors.data.copy()))
     if isinstance(config, str):
         raise _refuse(config, path)
+    check_config({name: value for name, value in config.items() if value is not None}, path)
     lazy = {name: _weight(path, shapes[name], tensor) for name, tensor in tensors.items()}
     weights = _named(lazy, config, str(fields["general.architecture"]), path)
     stored_bytes = sum(int(t.n_bytes) for t in tensors.values())
@@ -72,18 +78,39 @@ def read_gguf(path: Path) -> GgufContent:
 def _open(path: Path) -> Any:
     from gguf import GGUFReader
 
+    check_header(path)
     try:
         return GGUFReader(path)
     except OSError:
         raise
     except Exception as error:  # a broken header makes it raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise MoecError("M204", f"it is no GGUF file, or a part of one: {reason}", str(path), _AGAIN) from error
+        raise MoecError("M204", f"it is no GGUF file, or a part of one: {reason}", str(path), AGAIN) from error
 
 
-def _fields(reader: Any) -> dict[str, Any]:
-    """The file's facts, but for long lists."""
-    return {name: field.contents() for name, field in reader.fields.items() if len(field.data) <= 1}
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What is raised where fields or shapes are of no model, as M204."""
+    try:
+        yield
+    except MoecError:
+        raise
+    except KeyError as error:
+        raise MoecError("M204", f"the file does not say {error.args[0]!r}", str(path), AGAIN) from error
+    except (TypeError, ValueError, ArithmeticError, IndexError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise MoecError("M204", f"its header is that of no model: {reason}", str(path), AGAIN) from error
+
+
+def _fields(reader: Any, path: Path) -> dict[str, Any]:
+    """The file's facts, but for long lists. Raises M206 for one where moec reads a single value."""
+    short = {name: field.contents() for name, field in reader.fields.items() if len(field.data) <= 1}
+    own = (f"{short.get('general.architecture')}.", "general.architecture", "split.count")
+    read = tuple(f"tokenizer.ggml.{name}" for name in ("model", "bos_token_id", "eos_token_id", "padding_token_id"))
+    for name in reader.fields:
+        if name not in short and (name.startswith(own) or name in read):
+            raise _refuse(f"{name} is a list, as of one value for each layer, and moec reads one for all", path)
+    return short
 
 
 def _refuse(what: str, path: Path) -> MoecError:
@@ -101,10 +128,14 @@ def _weight(path: Path, shape: tuple[int, ...], tensor: Any) -> Weight:
     dtype = FLOATS.get(form)
     origin = f"{path.name}:{tensor.name}"
     if dtype is None:
-        stored = Weight(tuple(data.shape), torch.uint8, origin, lambda a, b: _copied(data[a:b]))
+        stored = Weight(tuple(data.shape), torch.uint8, origin, lambda a, b: _copied(data[a:b]), by_rows=True)
         return decoded(from_blocks(stored, form))
     raw = data.view("uint8").reshape(shape[0], -1)
-    return Weight(shape, dtype, origin, lambda a, b: _copied(raw[a:b]).view(dtype).reshape(b - a, *shape[1:]))
+
+    def read(start: int, stop: int) -> Tensor:
+        return _copied(raw[start:stop]).view(dtype).reshape(stop - start, *shape[1:])
+
+    return Weight(shape, dtype, origin, read, by_rows=True)
 
 
 def _copied(rows: Any) -> Tensor:
@@ -114,7 +145,8 @@ def _copied(rows: Any) -> Tensor:
 def _named(stored: Mapping[str, Weight], config: dict[str, Any], architecture: str, path: Path) -> dict[str, Weight]:
     from transformers import CONFIG_MAPPING
 
-    known = CONFIG_MAPPING[config["model_type"]](**config)
+    with built_from(path):
+        known = CONFIG_MAPPING[config["model_type"]](**config)
     assert ARCHITECTURES[config["model_type"]] == architecture
     found: dict[str, Weight] = {}
     for name, weight in from_gguf(stored, known, architecture).items():

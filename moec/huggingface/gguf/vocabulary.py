@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from moec.errors import MoecError
-from moec.files.inside import read_inside
+from moec.files.inside import read_inside, require_inside
 
 FILE = "tokenizer.json"
+# what the package reads beside it
+_BESIDE = ("tokenizer_config.json", "config.json", "merges.txt", "chat_template.json", "chat_template.jinja")
+_TEMPLATES = "additional_chat_templates/*.jinja"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # how a text is cut into words -> llama.cpp's name for it
 _CUTS = {_CONTRACTIONS + _WORDS % "{1,3}": "llama-bpe", _CONTRACTIONS + _WORDS % "": "qwen2"}
+_TAKES_WHOLE = "llama-bpe"  # a word that is a token is that token there, whatever merges make of it
+_WHOLE, _MERGED = "it takes words that are tokens whole (ignore_merges)", "it merges every word (ignore_merges=false)"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _FIX = f"remove {FILE} from the folder: the file then has no vocabulary, and takes token ids"
 
@@ -39,11 +44,17 @@ def add_vocabulary(writer: Any, folder: Path | None, size: int) -> str:
         writer.add_tokenizer_model("none")
         return f"no vocabulary, since the model has no {FILE}: the file takes token ids"
     path = folder / FILE
+    for file in (*map(folder.joinpath, _BESIDE), *folder.glob(_TEMPLATES)):
+        require_inside(file, folder)
     try:
-        told = json.loads(read_inside(path, folder))
-        kind, cut = _kind(told)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _add(writer, json.loads(read_inside(path, folder)), path, size)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise MoecError("M204", f"the tokenizer cannot be read: {error!r}", str(path), _FIX) from error
+
+
+def _add(writer: Any, told: Mapping[str, Any], path: Path, size: int) -> str:
+    """Write what a tokenizer.json says. Raises anything where it is broken."""
+    kind, cut = _kind(told)
     if not kind:
         raise MoecError("M206", f"llama.cpp is not known to cut texts as the tokenizer does: {cut}", str(path), _FIX)
     tokens, kinds = _tokens(told, size, path)
@@ -55,7 +66,7 @@ def add_vocabulary(writer: Any, folder: Path | None, size: int) -> str:
     if kind == "llama":
         writer.add_token_scores(_scores(told, tokens))
         writer.add_add_space_prefix(_prefixes(told))
-    _add_marks(writer, folder, kind, size)
+    _add_marks(writer, path.parent, kind, size)
     return f"{len(tokens)} tokens of {kind}{', cut as ' + cut if cut else ''}"
 
 
@@ -76,7 +87,12 @@ def _kind(told: Mapping[str, Any]) -> tuple[str, str]:
     model = told["model"]
     if model["type"] != "BPE" or not model["merges"]:
         return "", f"it is a {model['type']} without merges"
+    marked = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    if marked:
+        return "", f"it marks the parts of words by {marked!r}"
     if model.get("byte_fallback"):
+        if model.get("ignore_merges"):
+            return "", _WHOLE
         return ("llama", "") if told.get("pre_tokenizer") is None or _prefixes(told) else ("", "it cuts words")
     if (told.get("decoder") or {}).get("type") != "ByteLevel":
         return "", "its tokens are no bytes"
@@ -84,12 +100,16 @@ def _kind(told: Mapping[str, Any]) -> tuple[str, str]:
         return "", f"it normalizes texts by {told['normalizer']['type']}"
     steps = _steps(told["pre_tokenizer"])
     splits = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
+    if any(step.get("invert") or step["behavior"] != "Isolated" for step in steps if step["type"] == "Split"):
+        return "", "it does not keep what it cuts by as words of their own"
     last = steps[-1]
     if last["type"] != "ByteLevel" or last.get("add_prefix_space") or len(steps) != len(splits) + 1:
         return "", " then ".join(step["type"] for step in steps)
-    if not splits and last.get("use_regex", True):
-        return "gpt2", "gpt-2"
     known = _CUTS.get(str(splits[0])) if len(splits) == 1 and not last.get("use_regex", True) else None
+    if not splits and last.get("use_regex", True):
+        known = "gpt-2"
+    if known and bool(model.get("ignore_merges")) != (known == _TAKES_WHOLE):
+        return "", f"{_WHOLE if model.get('ignore_merges') else _MERGED}, as {known} does not there"
     return ("gpt2", known) if known else ("", f"it cuts them by {splits}")
 
 

@@ -33,7 +33,7 @@ def tokenizer(cut: str, size: int = 340, start: bool = False) -> Any:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    parts = Tokenizer(models.BPE())
+    parts = Tokenizer(models.BPE(ignore_merges=cut == "llama-bpe"))  # as Llama 3 has it
     parts.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     parts.decoder = decoders.ByteLevel()
     letters = pre_tokenizers.ByteLevel.alphabet()

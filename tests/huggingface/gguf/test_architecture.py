@@ -69,6 +69,46 @@ def test_frequencies_of_llama_3_are_factors_and_come_back() -> None:
     factors[5] *= 1.01
     assert "factors" in config_from(fields, {}, factors)
 
+    assert "twice" in config_from(fields | {"llama.rope.scaling.factor": 2.0}, {}, factors)
+    assert "another width" in config_from(fields, {}, factors[:-1])
+
+
+@pytest.mark.parametrize(
+    ("said", "factor"),
+    [
+        ({}, None),
+        ({"scaling.factor": 4.0}, 4.0),  # llama.cpp's default is linear
+        ({"scale_linear": 4.0}, 4.0),  # the old name
+        ({"scaling.factor": 2.0, "scale_linear": 4.0}, 2.0),
+        ({"scaling.type": "none", "scaling.factor": 4.0}, None),
+        ({"scaling.type": "linear", "scaling.factor": 0.0}, None),
+        ({"scaling.type": "linear"}, None),
+    ],
+)
+def test_positions_are_scaled_as_llama_cpp_scales_them(said: dict[str, Any], factor: float | None) -> None:
+    fields = fields_of(config("llama")) | {f"llama.rope.{name}": value for name, value in said.items()}
+    back = config_from(fields, {}, None)
+    assert isinstance(back, dict) and back["rope_parameters"].get("factor") == factor
+    assert back["rope_parameters"]["rope_type"] == ("linear" if factor else "default")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "known"),
+    [
+        ("attention.causal", False, True),
+        ("pooling_type", 3, 0),
+        ("rope.scaling.attn_factor", 1.2, 1.0),
+        ("expert_gating_func", 2, 1),
+        ("logit_scale", 0.5, 1.0),
+        ("attention.key_length_swa", 8, None),
+    ],
+)
+def test_a_setting_that_changes_the_model_is_refused(name: str, value: Any, known: Any) -> None:
+    fields = fields_of(config("llama"))
+    assert name in config_from(fields | {f"llama.{name}": value}, {}, None)
+    for harmless in ({"llama.tensor_data_layout": "any"}, {} if known is None else {f"llama.{name}": known}):
+        assert isinstance(config_from(fields | harmless, {}, None), dict)
+
 
 def test_another_architecture_is_refused() -> None:
     assert "gemma3" in config_from({"general.architecture": "gemma3"}, {}, None)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from moec import open_source
 from moec.errors import MoecError
-from moec.huggingface.gguf.file import GgufFile, is_gguf
+from moec.huggingface.gguf.file import GgufFile, _put, is_gguf
 from moec.huggingface.gguf.write import save_gguf
+from tests import zoo
 from tests.command_line import Cli
 from tests.huggingface.gguf import spoken
 
@@ -41,6 +44,47 @@ def test_what_lies_beside_it_is_made_of_it(file: Path) -> None:
     place = origin.path
     del origin
     assert not place.exists()
+
+
+def test_what_lies_beside_the_file_of_another_model_changes_nothing(file: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    origin = GgufFile(str(file))
+    alone = AutoTokenizer.from_pretrained(origin.beside)
+    (tmp_path / "m.gguf").symlink_to(file)
+    other = {"bos_token": "<other>", "eos_token": "<pad>", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**other, "tokenizer_class": "Evil"}))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    origin = GgufFile(str(tmp_path / "m.gguf"))
+    made = AutoTokenizer.from_pretrained(origin.beside)
+    assert made.special_tokens_map == alone.special_tokens_map and made.get_vocab() == alone.get_vocab()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("failing", [(), ("symlink_to",), ("symlink_to", "hardlink_to")])
+def test_a_file_is_put_elsewhere(failing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    (tmp_path / "place").mkdir()
+    for name in failing:
+        monkeypatch.setattr(Path, name, _refused)
+    assert _put(tmp_path / "m.gguf", tmp_path / "place").read_bytes() == b"GGUF"
+
+
+def _refused(*_: object) -> None:
+    raise OSError
+
+
+def test_another_model_is_opened_with_the_same_permissions(file: Path, tmp_path: Path) -> None:
+    model = zoo.build("llama")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(MoecError) as caught:
+        GgufFile(str(file)).alike(str(tmp_path))
+    assert caught.value.code == "M209"
+    origin = open_source(str(file), allow_pickle=True).origin
+    assert origin.alike(str(tmp_path)).raw["model_type"] == "llama"
+    assert isinstance(origin.alike(str(file)), GgufFile)
 
 
 def test_no_file_is_said(tmp_path: Path) -> None:

@@ -85,12 +85,13 @@ def written(path: Path, changes: Any) -> Path:
     source, program = made("llama")
     save_gguf(program, path / "right.gguf", source, floats="f32")
     reader, out = gguf.GGUFReader(path / "right.gguf"), path / "m.gguf"
-    fields = {n: (f.contents(), f.types[0]) for n, f in reader.fields.items() if not n.startswith("GGUF.")}
+    named = [(n, f) for n, f in reader.fields.items() if not n.startswith("GGUF.")]
+    fields: dict[str, Any] = {n: (f.contents(), f.types[0]) for n, f in named}
     tensors = {t.name: (np.array(t.data), t.tensor_type) for t in reader.tensors}
     changes(fields, tensors)
     writer = gguf.GGUFWriter(out, fields.pop("general.architecture")[0])
-    for name, (value, kind) in fields.items():
-        writer.add_key_value(name, value, kind)
+    for name, entry in fields.items():
+        writer.add_key_value(name, *entry)
     for name, (data, kind) in tensors.items():
         writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
@@ -142,6 +143,68 @@ def test_a_file_that_is_not_known_is_refused(changes: Any, code: str, reason: st
         read_gguf(written(tmp_path, changes))
     assert caught.value.code == code and caught.value.fix
     assert read_gguf(tmp_path / "right.gguf").config["model_type"] == "llama"
+
+
+def _by_layer(fields: Any, tensors: Any) -> None:
+    of = gguf.GGUFValueType
+    fields["llama.attention.head_count_kv"] = ([2, 4], of.ARRAY, of.UINT32)
+
+
+def _two_ends(fields: Any, tensors: Any) -> None:
+    of = gguf.GGUFValueType
+    fields["tokenizer.ggml.eos_token_id"] = ([2, 4], of.ARRAY, of.UINT32)
+
+
+@pytest.mark.parametrize(("changes", "name"), [(_by_layer, "head_count_kv"), (_two_ends, "eos_token_id")])
+def test_a_list_where_one_value_is_read_is_refused(changes: Any, name: str, tmp_path: Path) -> None:
+    with pytest.raises(MoecError, match=name) as caught:
+        read_gguf(written(tmp_path, changes))
+    assert caught.value.code == "M206"
+
+
+def _number(name: str, value: int) -> Any:
+    return lambda fields, tensors: fields.update({f"llama.{name}": (value, gguf.GGUFValueType.UINT32)})
+
+
+def _text(fields: Any, tensors: Any) -> None:
+    fields["llama.block_count"] = ("two", gguf.GGUFValueType.STRING)
+
+
+def _cut(name: str, rows: int) -> Any:
+    return lambda fields, tensors: tensors.update({name: (tensors[name][0][:rows].copy(), tensors[name][1])})
+
+
+def _half(fields: Any, tensors: Any) -> None:
+    tensors["rope_freqs.weight"] = np.ones(8, dtype=np.float16), gguf.GGMLQuantizationType.F16
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *(_number("attention.head_count", 0), _number("block_count", 2**31), _number("embedding_length", 2**31)),
+        *(_text, _half, _cut("blk.0.attn_q.weight", 63), _cut("blk.0.ffn_up.weight", 63)),
+    ],
+)
+def test_a_header_of_no_model_is_said(changes: Any, tmp_path: Path) -> None:
+    with pytest.raises(MoecError) as caught:
+        open_source(str(written(tmp_path, changes))).account()
+    assert caught.value.code in ("M204", "M205")
+
+
+def test_text_that_is_none_is_said(tmp_path: Path) -> None:
+    file = written(tmp_path, lambda fields, tensors: None)
+    data = file.read_bytes()
+    key = b"general.architecture" + bytes([8, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0])
+    assert data.count(key + b"llama") == 1
+    file.write_bytes(data.replace(key + b"llama", key + b"\xffl\xfe\xc0a"))
+    with pytest.raises(MoecError) as caught:
+        read_gguf(file)
+    assert caught.value.code == "M204"
+
+
+def test_weights_are_read_by_rows(tmp_path: Path) -> None:
+    content = read_gguf(written(tmp_path, lambda fields, tensors: None))
+    assert content.weights["model.embed_tokens.weight"].by_rows
 
 
 def test_a_tensor_that_lacks_is_said(tmp_path: Path) -> None:

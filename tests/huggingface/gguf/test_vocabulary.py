@@ -111,6 +111,11 @@ WRONG: dict[str, Edit] = {
     "cuts them by": _regex,
     "normalizes": lambda told: told.update(normalizer={"type": "Lowercase"}),
     "bytes": lambda told: told.update(decoder={"type": "Metaspace"}),
+    "parts of words": lambda told: told["model"].update(continuing_subword_prefix="##"),
+    "parts of words by '</w>'": lambda told: told["model"].update(end_of_word_suffix="</w>"),
+    "words of their own": lambda told: told["pre_tokenizer"]["pretokenizers"][0].update(invert=True),
+    "keep what it cuts by": lambda told: told["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"),
+    "ignore_merges": lambda told: told["model"].update(ignore_merges=True),
     "rows": lambda told: told["added_tokens"].append({"id": 999, "content": "<more>"}),
 }
 
@@ -129,8 +134,49 @@ def test_a_tokenizer_that_is_not_known_is_refused(reason: str, tmp_path: Path) -
     assert "token ids" in add_vocabulary(gguf.GGUFWriter(None, "llama"), tmp_path, 384)
 
 
-def test_a_broken_tokenizer_is_said(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text('{"model": 3}')
+def test_words_are_taken_whole_as_llama_cpp_takes_them(tmp_path: Path) -> None:
+    spoken.tokenizer("llama-bpe").save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    assert "llama-bpe" in add_vocabulary(gguf.GGUFWriter(None, "llama"), tmp_path, 384)
+    file.write_text(json.dumps(changed(file, lambda told: told["model"].update(ignore_merges=False))))
+    with pytest.raises(MoecError, match="ignore_merges") as caught:
+        add_vocabulary(gguf.GGUFWriter(None, "llama"), tmp_path, 384)
+    assert caught.value.code == "M206"
+
+
+def changed(file: Path, edit: Edit) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(file.read_text())
+    edit(told)
+    return told
+
+
+BROKEN: tuple[Edit, ...] = (
+    lambda told: told.update(model=3),
+    lambda told: (told["model"].update(vocab={}), told.update(added_tokens=[])),
+    lambda told: told["model"].update(vocab=["a"]),
+    lambda told: told["added_tokens"].append({"id": "x"}),
+    lambda told: told.update(post_processor={"type": "TemplateProcessing", "single": [3, 4]}),
+    lambda told: told["model"].update(merges=[3]),
+)
+
+
+@pytest.mark.parametrize("edit", BROKEN)
+def test_a_broken_tokenizer_is_said(edit: Edit, tmp_path: Path) -> None:
+    spoken.tokenizer("qwen2").save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(changed(file, edit)))
     with pytest.raises(MoecError) as caught:
         add_vocabulary(gguf.GGUFWriter(None, "llama"), tmp_path, 384)
     assert caught.value.code == "M204"
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja", "additional_chat_templates/a.jinja"])
+def test_no_link_out_of_the_folder_is_followed(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    spoken.tokenizer("qwen2").save_pretrained(folder)
+    (tmp_path / "secret").write_text("{}")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(MoecError, match="link out of its folder"):
+        add_vocabulary(gguf.GGUFWriter(None, "llama"), folder, 384)
