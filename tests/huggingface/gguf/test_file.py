@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,20 +47,30 @@ def test_what_lies_beside_it_is_made_of_it(file: Path) -> None:
     assert not place.exists()
 
 
-def test_what_lies_beside_the_file_of_another_model_changes_nothing(file: Path, tmp_path: Path) -> None:
+def test_what_lies_beside_the_file_of_another_model_changes_nothing(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoTokenizer
 
     origin = GgufFile(str(file))
     alone = AutoTokenizer.from_pretrained(origin.beside)
     (tmp_path / "m.gguf").symlink_to(file)
     other = {"bos_token": "<other>", "eos_token": "<pad>", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**other, "tokenizer_class": "Evil"}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(other))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    origin = GgufFile(str(tmp_path / "m.gguf"))
+    origin, seen, real = GgufFile(str(tmp_path / "m.gguf")), list[str](), AutoTokenizer.from_pretrained
+
+    def watched(place: Path, **how: Any) -> Any:
+        if "gguf_file" in how:
+            assert how["trust_remote_code"] is False
+            seen.extend(path.name for path in Path(place).iterdir())
+        return real(place, **how)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", watched)
     made = AutoTokenizer.from_pretrained(origin.beside)
     assert made.special_tokens_map == alone.special_tokens_map and made.get_vocab() == alone.get_vocab()
-    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "ran").exists() and seen == ["model.gguf"]
 
 
 @pytest.mark.parametrize("failing", [(), ("symlink_to",), ("symlink_to", "hardlink_to")])
