@@ -92,3 +92,9 @@ class MoecError(Exception):
     def to_dict(self) -> dict[str, str | int]:
         """The same as plain data, for `--json`."""
         return {"code": self.code, "what": self.what, "where": self.where, "fix": self.fix, "exit_code": self.exit_code}
+
+
+def reason_of(error: BaseException, most: int | None = 200) -> str:
+    """What an error of another library says: its first line, cut to so many characters; where it says nothing, the name
+    of its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:most]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.errors import CODES, EXIT_CODES, MoecError
+from moec.errors import CODES, EXIT_CODES, MoecError, reason_of
 
 
 def test_three_lines_and_plain_data() -> None:
@@ -35,3 +35,9 @@ def test_every_code_has_a_status_and_a_sentence() -> None:
 def test_an_unknown_code_cannot_be_raised() -> None:
     with pytest.raises(KeyError):
         MoecError("M998", "", "", "")
+
+
+def test_the_reason_of_a_foreign_error_is_its_first_line() -> None:
+    assert reason_of(ValueError("no magic\nand more")) == "no magic"
+    assert reason_of(ValueError()) == "ValueError"
+    assert len(reason_of(ValueError(250 * "x"))) == 200 and len(reason_of(ValueError(250 * "x"), None)) == 250

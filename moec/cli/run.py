@@ -10,7 +10,7 @@ import click
 
 from moec.cli.console import common, emit, say
 from moec.cli.settings import WHOLE, trust_options
-from moec.errors import MoecError
+from moec.errors import MoecError, reason_of
 from moec.files.regular import open_regular
 
 
@@ -133,7 +133,7 @@ def _outputs(engine: Any, inputs: dict[str, Any], where: str) -> Any:
     except MoecError:
         raise
     except Exception as error:  # each runtime has exceptions of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        reason = reason_of(error, 300)
         raise MoecError("M211", f"the engine does not run: {reason}", where, "give other inputs") from error
 
 
@@ -153,5 +153,5 @@ def _read(file: Path) -> dict[str, Any]:
             opened.seek(0)
             return dict(np.load(opened, allow_pickle=False))
     except Exception as error:  # zip files, headers of arrays and their values each have exceptions of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = reason_of(error)
         raise MoecError("M211", f"not a readable .npz: {reason}", str(file), fix) from error

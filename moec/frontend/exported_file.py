@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from moec.errors import MoecError
+from moec.errors import MoecError, reason_of
 from moec.files.regular import open_regular
 
 _RECORDS = re.compile(
@@ -62,7 +62,7 @@ def load_exported(path: Path) -> torch.export.ExportedProgram:
     except MoecError:
         raise
     except Exception as error:  # each part of an archive has exceptions of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = reason_of(error)
         raise MoecError(
             "M204", f"not a readable .pt2: {reason}", str(path), "write it with torch.export.save"
         ) from error

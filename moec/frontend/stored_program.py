@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from moec.errors import MoecError
+from moec.errors import MoecError, reason_of
 from moec.files.regular import read_text
 from moec.frontend.edges import sizes_to_trace
 from moec.frontend.export import export
@@ -95,7 +95,7 @@ def load_program(folder: str | Path) -> Program:
     except Exception as error:
         raise MoecError(
             "M204",
-            f"not a program of moec: {(str(error).splitlines() or [type(error).__name__])[0][:200]}",
+            f"not a program of moec: {reason_of(error)}",
             str(path),
             "write it with moec.save_program",
         ) from error

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moec.errors import MoecError
+from moec.errors import MoecError, reason_of
 from moec.files.inside import leads_outside, require_inside
 from moec.huggingface.lengths import config_lengths
 from moec.huggingface.reading.config_sizes import built_from
@@ -121,7 +121,7 @@ def _stored_generation(path: Path) -> Any:
     try:
         return GenerationConfig.from_pretrained(path, local_files_only=True)
     except Exception as error:  # its own validation may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error, None)
         where = str(path / "generation_config.json")
         raise MoecError(
             "M204",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moec.errors import MoecError
+from moec.errors import MoecError, reason_of
 from moec.files.inside import read_inside, require_inside
 from moec.huggingface.companions import facts_of
 from moec.huggingface.reading.config_sizes import built_from
@@ -80,7 +80,7 @@ def load_tokenizer(engine: Path, source: str) -> TransformersTokenizer | None:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return TransformersTokenizer(tokenizer)
     except Exception as error:  # missing entries, packages and versions each have an exception of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = reason_of(error)
         raise MoecError(
             "M204",
             f"the tokenizer does not load: {reason}",

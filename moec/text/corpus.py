@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.errors import MoecError
+from moec.errors import MoecError, reason_of
 from moec.execution.memory import total_bytes
 from moec.files.regular import file_hash, read_bytes
 from moec.frontend.source import Source
@@ -161,7 +161,7 @@ def _stored(file: Path, data: bytes) -> Tensor:
     try:
         value = torch.as_tensor(_array(file, data))
     except Exception as error:  # each format has exceptions of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = reason_of(error)
         raise MoecError("M211", f"the tokens cannot be read: {reason}", str(file), _FIX) from error
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise MoecError("M211", f"these are {str(value.dtype)[6:]}, not token ids", str(file), "store integers")

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from moec.errors import MoecError
+from moec.errors import MoecError, reason_of
 from moec.files.regular import file_hash
 from moec.kernels.cpu.building import LIBRARY
 from moec.kernels.cpu.library import require_library, way_out
@@ -32,8 +32,8 @@ def register(options: Any) -> None:
     try:
         options.register_custom_ops_library(str(library))
     except Exception as error:  # the runtime has a type of its own for everything
-        reason = str(error).strip().splitlines()[0][:300]
-        raise MoecError("M301", f"moec's own kernels do not load: {reason}", str(library), way_out()) from error
+        what = f"moec's own kernels do not load: {reason_of(error, 300)}"
+        raise MoecError("M301", what, str(library), way_out()) from error
 
 
 def put_into(folder: Path) -> None:

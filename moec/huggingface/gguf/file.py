@@ -9,7 +9,7 @@ from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from moec.errors import MoecError
+from moec.errors import MoecError, reason_of
 from moec.files.regular import file_hash
 from moec.frontend.snapshot import Snapshot
 from moec.huggingface.gguf.read import read_gguf
@@ -104,7 +104,7 @@ class GgufFile(ModelFolder):
                     place, gguf_file=name, local_files_only=True, trust_remote_code=False
                 )
         except Exception as error:  # it raises anything for what it does not know
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            reason = reason_of(error)
             what = f"transformers does not read the file's vocabulary: {reason}"
             fix = "compile the checkpoint of transformers that the file was made from"
             raise MoecError("M204", what, str(self.file), fix) from error

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.errors import MoecError
+from moec.errors import MoecError, reason_of
 from moec.huggingface.gguf.architecture import ARCHITECTURES, ROPE_FACTORS, config_from
 from moec.huggingface.gguf.blocks import BITS, FLOATS, from_blocks
 from moec.huggingface.gguf.header import AGAIN, check_header
@@ -84,7 +84,7 @@ def _open(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # a broken header makes it raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = reason_of(error)
         raise MoecError("M204", f"it is no GGUF file, or a part of one: {reason}", str(path), AGAIN) from error
 
 
@@ -98,7 +98,7 @@ def _readable(path: Path) -> Iterator[None]:
     except KeyError as error:
         raise MoecError("M204", f"the file does not say {error.args[0]!r}", str(path), AGAIN) from error
     except (TypeError, ValueError, ArithmeticError, IndexError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = reason_of(error)
         raise MoecError("M204", f"its header is that of no model: {reason}", str(path), AGAIN) from error
 
 
