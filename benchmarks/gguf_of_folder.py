@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moec.huggingface.gguf.architecture import add_sizes
+
 ARCHITECTURES = {"qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen3_next": "qwen3next"}
 _LAYER = {
     "input_layernorm": "attn_norm",
@@ -48,17 +50,7 @@ def write_gguf(folder: Path, path: Path) -> None:
     if problem := why_not(config):
         raise RuntimeError(f"gguf_of_folder.py writes no {problem}")
     writer = GGUFWriter(str(path), ARCHITECTURES[config.model_type])
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
+    add_sizes(writer, config)
     writer.add_tokenizer_model("none")
     if hasattr(config, "num_experts"):
         writer.add_expert_count(config.num_experts)

@@ -69,6 +69,21 @@ def head_width(config: Any) -> int:
 
 def add_settings(writer: Any, config: Any) -> None:
     """Write the model's sizes and rules through a `gguf.GGUFWriter`."""
+    add_sizes(writer, config)
+    writer.add_rope_dimension_count(head_width(config))
+    if config.rope_parameters.get("rope_type") == "linear":
+        import gguf
+
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+    if config.model_type in _COUNTS:
+        writer.add_expert_count(getattr(config, _COUNTS[config.model_type]))
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(getattr(config, _WIDTHS[config.model_type]))
+
+
+def add_sizes(writer: Any, config: Any) -> None:
+    """Write what every decoder of this kind has, whose heads are rotated whole or in part."""
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -77,19 +92,9 @@ def add_settings(writer: Any, config: Any) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(head_width(config))
     writer.add_value_length(head_width(config))
-    writer.add_rope_dimension_count(head_width(config))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    if config.rope_parameters.get("rope_type") == "linear":
-        import gguf
-
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
     writer.add_vocab_size(config.vocab_size)
-    if config.model_type in _COUNTS:
-        writer.add_expert_count(getattr(config, _COUNTS[config.model_type]))
-        writer.add_expert_used_count(config.num_experts_per_tok)
-        writer.add_expert_feed_forward_length(getattr(config, _WIDTHS[config.model_type]))
 
 
 def rope_factors(config: Any) -> Tensor | None:
