@@ -23,7 +23,7 @@ from moec.huggingface.inputs.asked import Asked
 from moec.huggingface.inputs.calls import expose
 from moec.huggingface.inputs.given import Given
 from moec.huggingface.inputs.signature import Signature, capture_sizes, only_features, part_signature
-from moec.huggingface.opened import home_of, origin_of
+from moec.huggingface.opened import alike, home_of, origin_of
 from moec.huggingface.operators.adapters import explain
 from moec.huggingface.operators.capturable import capturable
 from moec.huggingface.origin import Origin
@@ -208,7 +208,7 @@ class HuggingFaceSource(Source):
         return UntouchedEngine(self.origin.loaded(), self.signature, self.sample(self._capture_sizes))
 
     def alike(self, model: str) -> HuggingFaceSource:
-        origin = self.origin.alike(model) if isinstance(self.origin, ModelFolder) else ModelFolder(model)
+        origin = alike(self.origin, model)
         return type(self)(model, origin, self._asks_cache, self._leave_out, self._given, self.part)
 
     def reference_of(self, program: Program) -> Engine | None:

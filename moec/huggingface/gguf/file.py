@@ -14,7 +14,7 @@ from moec.files.regular import file_hash
 from moec.frontend.snapshot import Snapshot
 from moec.huggingface.gguf.read import read_gguf
 from moec.huggingface.reading.checkpoint import Checkpoint
-from moec.huggingface.reading.config_sizes import built_from, check_config, check_size
+from moec.huggingface.reading.config_sizes import check_size
 from moec.huggingface.reading.folder import ModelFolder
 
 ENDING = ".gguf"
@@ -45,7 +45,7 @@ class GgufFile(ModelFolder):
         allow_pickle: bool = False,
         leave_out: Container[str] = (),
     ) -> None:
-        self._opening = trust_remote_code, allow_pickle, leave_out
+        self.permissions = trust_remote_code, allow_pickle, leave_out
         self.file = Path(text)
         if not self.file.is_file():
             raise MoecError("M204", "there is no such file", text, "check the path; moec downloads nothing")
@@ -53,30 +53,13 @@ class GgufFile(ModelFolder):
         self.snapshot = Snapshot.of([self.file])
         found = read_gguf(self.file)
         self._vocabulary = found.vocabulary
-        self.raw = {name: value for name, value in found.config.items() if value is not None}
-        check_config(self.raw, self.file)
-        self.config, self.model_class = self._built()
+        self.raw, self.config, self.model_class = found.config, found.built, found.model_class
         self.checkpoint = Checkpoint(self.file.parent, (self.file.name,), found.weights, found.stored_bytes)
         self.quantized = True  # its tensors are decoded here, never by transformers
         check_size(self.model_class, self.config, self.checkpoint.weights, self.file)
         self._place = TemporaryDirectory(prefix="moec-gguf-")
         self.path = Path(self._place.name)
         self.config.save_pretrained(self.path)
-
-    def _built(self) -> tuple[Any, Any]:
-        """The config and the class of the model."""
-        import transformers
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
-
-        kind = getattr(transformers, NAMES[self.raw["model_type"]])
-        with built_from(self.file):
-            config = kind.config_class(**self.raw)
-        config.architectures = self.raw["architectures"] = [kind.__name__]
-        return config, kind
-
-    def alike(self, text: str) -> ModelFolder:
-        """Another model, in a file or a folder, opened with the same permissions."""
-        return (GgufFile if is_gguf(text) else ModelFolder)(text, *self._opening)
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the file."""

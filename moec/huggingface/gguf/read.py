@@ -32,12 +32,15 @@ class GgufContent:
     """What a GGUF file says.
 
     Attributes:
-        config: entries of a config.json. weights: by their names in a checkpoint of transformers.
+        config: entries of a config.json. built: transformers' config of them. model_class: what it is the config of.
+        weights: by their names in a checkpoint of transformers.
         stored_bytes: of all tensors.
         vocabulary: the kind of its tokenizer, `none` where it has none.
     """
 
     config: dict[str, Any]
+    built: Any
+    model_class: Any
     weights: dict[str, Weight]
     stored_bytes: int
     vocabulary: str
@@ -68,11 +71,14 @@ def _content(reader: Any, path: Path) -> GgufContent:
     config = config_from(fields, shapes, None if factors is None else torch.from_numpy(factors.data.copy()))
     if isinstance(config, str):
         raise _refuse(config, path)
-    check_config({name: value for name, value in config.items() if value is not None}, path)
+    config = {name: value for name, value in config.items() if value is not None}
+    check_config(config, path)
+    built, model_class = _built(config, path)
     lazy = {name: _weight(path, shapes[name], tensor) for name, tensor in tensors.items()}
-    weights = _named(lazy, config, str(fields["general.architecture"]), path)
+    weights = _named(lazy, built, str(fields["general.architecture"]), path)
     stored_bytes = sum(int(t.n_bytes) for t in tensors.values())
-    return GgufContent(config, weights, stored_bytes, str(fields.get("tokenizer.ggml.model", "none")))
+    vocabulary = str(fields.get("tokenizer.ggml.model", "none"))
+    return GgufContent(config, built, model_class, weights, stored_bytes, vocabulary)
 
 
 def _open(path: Path) -> Any:
@@ -142,15 +148,23 @@ def _copied(rows: Any) -> Tensor:
     return torch.from_numpy(rows.copy())
 
 
-def _named(stored: Mapping[str, Weight], config: dict[str, Any], architecture: str, path: Path) -> dict[str, Weight]:
-    from transformers import CONFIG_MAPPING
+def _built(config: dict[str, Any], path: Path) -> tuple[Any, Any]:
+    """The config and the class of the model; the entries get the name of the class."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
 
+    kind = getattr(transformers, NAMES[config["model_type"]])
     with built_from(path):
-        known = CONFIG_MAPPING[config["model_type"]](**config)
-    assert ARCHITECTURES[config["model_type"]] == architecture
+        built = kind.config_class(**config)
+    built.architectures = config["architectures"] = [kind.__name__]
+    return built, kind
+
+
+def _named(stored: Mapping[str, Weight], built: Any, architecture: str, path: Path) -> dict[str, Weight]:
+    assert ARCHITECTURES[built.model_type] == architecture
     found: dict[str, Weight] = {}
-    for name, weight in from_gguf(stored, known, architecture).items():
+    for name, weight in from_gguf(stored, built, architecture).items():
         if isinstance(weight, str):
-            raise _refuse(f"{name} has no place in a {config['model_type']}", path)
+            raise _refuse(f"{name} has no place in a {built.model_type}", path)
         found[name] = weight
     return found

@@ -66,7 +66,7 @@ class ModelFolder:
         allow_pickle: bool = False,
         leave_out: Container[str] = (),
     ) -> None:
-        self._opening = trust_remote_code, allow_pickle, leave_out
+        self.permissions = trust_remote_code, allow_pickle, leave_out
         self.path = resolve(text)
         self.hub = "" if Path(text).is_dir() else text  # as `resolve` looks
         self.snapshot = Snapshot.of(path for pattern in _READ for path in self.path.glob(pattern))
@@ -90,10 +90,6 @@ class ModelFolder:
         self.code = sorted(path.name for path in self.path.glob("*.py")) if remote else []
         if not remote:
             check_size(self.model_class, self.config, self.checkpoint.weights, self.path / CONFIG)
-
-    def alike(self, text: str) -> ModelFolder:
-        """Another folder, opened with the same permissions."""
-        return ModelFolder(text, *self._opening)
 
     @property
     def size_bytes(self) -> int:

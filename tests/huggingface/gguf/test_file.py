@@ -13,6 +13,7 @@ from moec import open_source
 from moec.errors import MoecError
 from moec.huggingface.gguf.file import GgufFile, _put, is_gguf
 from moec.huggingface.gguf.write import save_gguf
+from moec.huggingface.opened import alike
 from tests import zoo
 from tests.command_line import Cli
 from tests.huggingface.gguf import spoken
@@ -91,11 +92,12 @@ def test_another_model_is_opened_with_the_same_permissions(file: Path, tmp_path:
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(MoecError) as caught:
-        GgufFile(str(file)).alike(str(tmp_path))
+        alike(GgufFile(str(file)), str(tmp_path))
     assert caught.value.code == "M209"
     origin = open_source(str(file), allow_pickle=True).origin
-    assert origin.alike(str(tmp_path)).raw["model_type"] == "llama"
-    assert isinstance(origin.alike(str(file)), GgufFile)
+    folder = alike(origin, str(tmp_path))
+    assert folder.raw["model_type"] == "llama"
+    assert isinstance(alike(origin, str(file)), GgufFile) and isinstance(alike(folder, str(file)), GgufFile)
 
 
 def test_no_file_is_said(tmp_path: Path) -> None:
