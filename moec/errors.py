@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from moec.shown import one_line, shown
 
+AGAIN = "compile the engine again: moec compile --from moec.json"  # the way out of what is not as it was written
 EXIT_CODES = {"M1": 1, "M2": 2, "M3": 3, "M7": 70}
 
 # One line a code; `moec explain CODE` prints it. Add a code here before raising it.

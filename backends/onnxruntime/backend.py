@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from moec.execution.engine import TUNED, Engine
+from moec.kernels.cpu.library import uses_own_kernels
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Input, Program
 from moec.progress import Progress
@@ -51,7 +52,6 @@ class Onnxruntime(Backend):
 
     def probe(self, target: Target) -> Probe:
         from moec.backends.onnxruntime.session.libraries import missing, phrases
-        from moec.backends.onnxruntime.session.own_kernels import wanted
         from moec.kernels.cpu.library import way_out, why_not
 
         try:
@@ -61,7 +61,7 @@ class Onnxruntime(Backend):
         except (ImportError, PackageNotFoundError) as error:
             return Probe(False, missing=str(error), install="pip install onnxruntime-gpu onnx onnx-ir onnxscript")
         lacks = why_not()
-        if lacks and wanted(target):
+        if lacks and uses_own_kernels(target.options):
             return Probe(False, versions, missing=lacks, install=way_out())
         return Probe(True, versions, devices=tuple(usable_providers()), lacking=(*phrases(missing()), *_unmade(lacks)))
 
@@ -77,7 +77,7 @@ class Onnxruntime(Backend):
             refusals.append(Refusal("only CUDA has TF32", str(target), "use onnxruntime:cuda,tf32=true"))
         if target.options.get("graph") == "true" and target.device != "cuda":
             refusals.append(Refusal("only CUDA has graphs", str(target), "use onnxruntime:cuda,graph=true"))
-        if target.options.get("kernels") == "moec" and target.device == "cuda":
+        if uses_own_kernels(target.options) and target.device == "cuda":
             fix = "leave kernels=moec out: CUDA has ONNX Runtime's"
             refusals.append(Refusal("moec's own kernels for ONNX Runtime are for CPUs", str(target), fix))
         return refusals + refused_options(target, OPTIONS)
@@ -113,9 +113,7 @@ class Onnxruntime(Backend):
         return client_settings(target)
 
     def layouts(self, target: Target) -> tuple[str, ...]:
-        from moec.backends.onnxruntime.session.own_kernels import wanted
-
-        served = ("triton",) if wanted(target) else ("triton", "kserve")
+        served = ("triton",) if uses_own_kernels(target.options) else ("triton", "kserve")
         return ("plain", "genai", *served)
 
     def legalize(self, target: Target) -> Pipeline:
@@ -133,13 +131,13 @@ class Onnxruntime(Backend):
         from moec.backends.onnxruntime.lowering import lowered
         from moec.backends.onnxruntime.session.cuda_graph import require_fixed_shapes
         from moec.backends.onnxruntime.session.engine import MODEL_FILE
-        from moec.backends.onnxruntime.session.own_kernels import put_into, wanted
+        from moec.backends.onnxruntime.session.own_kernels import put_into
 
         model, facts = lowered(program, target, optimize_for, progress)
         if target.options.get("graph") == "true":
             require_fixed_shapes(model.metadata_props, str(target))
         write_model(model, folder / MODEL_FILE, progress)
-        if wanted(target):
+        if uses_own_kernels(target.options):
             put_into(folder)
         self._lowered = program, model
         return facts

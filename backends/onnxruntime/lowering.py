@@ -22,8 +22,9 @@ from moec.backends.onnxruntime.optimization.last_logits import cut_logits
 from moec.backends.onnxruntime.optimization.optimize import optimization
 from moec.backends.onnxruntime.packed.quantized import lower_quantized, set_accuracy
 from moec.backends.onnxruntime.packed.unpacking import unpack_products, unpacked
-from moec.backends.onnxruntime.session.own_kernels import register, wanted
+from moec.backends.onnxruntime.session.own_kernels import register
 from moec.execution.engine import Engine
+from moec.kernels.cpu.library import uses_own_kernels
 from moec.program.program import Program
 from moec.progress import Progress
 from moec.targets.target import Target
@@ -42,7 +43,15 @@ def steps_for(target: Target, optimize_for: str = "latency", windows: Sequence[i
         Step("lower-linear-attention", lower_linear_attention, facts="linear_attention"),
         Step("lower-selective-scans", lower_selective_scans, facts="selective_scans"),
         Step("lower-convolutions", lower_causal_convs, facts="convolutions"),
-        Step("lower-experts", lower_experts, optimize_for, provider, rounded, wanted(target), facts="blocks"),
+        Step(
+            "lower-experts",
+            lower_experts,
+            optimize_for,
+            provider,
+            rounded,
+            uses_own_kernels(target.options),
+            facts="blocks",
+        ),
         Step("lower-quantized", lower_quantized, facts="packed"),
         Step("set-accuracy", set_accuracy, 4 if rounded else 0),
         *optimization(optimize_for, provider),
@@ -55,7 +64,7 @@ def lowered(
     program: Program, target: Target, optimize_for: str = "latency", progress: Progress | None = None
 ) -> tuple[ir.Model, dict[str, Any]]:
     """The ONNX model in memory, weights lazy, and the facts about it: `blocks`, `attention`, `packed`, `opset`."""
-    model = to_onnx(program, target.device or "cpu", wanted(target))
+    model = to_onnx(program, target.device or "cpu", uses_own_kernels(target.options))
     facts = apply_steps(model, steps_for(target, optimize_for, compact_windows(program, target)), progress)
     write_tf32(model, target)
     if facts.pop("unpacked", 0):
@@ -65,6 +74,8 @@ def lowered(
 
 def stages(program: Program, target: Target, optimize_for: str, providers: Providers) -> Iterator[tuple[str, Engine]]:
     """See `Backend.stages`."""
-    model = to_onnx(program, target.device or "cpu", wanted(target))
+    model = to_onnx(program, target.device or "cpu", uses_own_kernels(target.options))
     steps = steps_for(target, optimize_for, compact_windows(program, target))
-    yield from stages_of(model, steps, program.inputs, providers, register=register if wanted(target) else None)
+    yield from stages_of(
+        model, steps, program.inputs, providers, register=register if uses_own_kernels(target.options) else None
+    )

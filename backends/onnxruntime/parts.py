@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.backends.onnxruntime.session.engine import MODEL_FILE
-from moec.errors import MoecError
+from moec.errors import AGAIN, MoecError
 from moec.kernels.cpu.building import LIBRARY
 from moec.program.encoder_decoder import DECODER, ENCODER
 from moec.program.vision_language import EMBEDDING, VISION
@@ -48,7 +48,7 @@ def require_beside(folder: Path, parts: Sequence[str]) -> None:
         file = file_of(folder, part)
         if onnx.load(str(file), load_external_data=False) != _moved(folder, part):
             what = f"{file.name} is another graph than {part}/{MODEL_FILE}"
-            raise MoecError("M106", what, str(file), "compile the engine again: moec compile --from moec.json")
+            raise MoecError("M106", what, str(file), AGAIN)
 
 
 def _moved(folder: Path, part: str) -> Any:

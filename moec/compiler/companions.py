@@ -7,10 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from moec.errors import MoecError
+from moec.errors import AGAIN, MoecError
 from moec.frontend.source import Source
 from moec.layouts import model_folder
-from moec.report.artefacts import AGAIN
 
 _MADE_BY = "transformers_version"  # of who wrote a config, which says nothing of the model
 

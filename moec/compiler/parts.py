@@ -12,7 +12,7 @@ from typing import Any
 from moec.compiler.engine_folder import EngineFolder
 from moec.compiler.options import Options
 from moec.compiler.proving import ran_on, runner
-from moec.errors import MoecError
+from moec.errors import AGAIN, MoecError
 from moec.execution.encoder_decoder import EncoderDecoderEngine
 from moec.execution.parts import PartsEngine
 from moec.execution.streaming import StreamingEngine
@@ -24,7 +24,7 @@ from moec.proof.encoder_decoder import prove_encoder_decoder
 from moec.proof.joint import Joint
 from moec.proof.verification import Verification
 from moec.proof.vision_language import prove_vision_language
-from moec.report.artefacts import AGAIN, MANIFEST
+from moec.report.artefacts import MANIFEST
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend
 from moec.targets.target import Target

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moec.errors import MoecError
+from moec.errors import AGAIN, MoecError
 from moec.files.inside import stays_inside
 from moec.files.regular import file_hash
 from moec.layouts.facts import CARD
 
 MANIFEST = "moec.json"  # what makes a folder an engine's
-AGAIN = "compile the engine again: moec compile --from moec.json"  # the way out of what is not as it was written
 SPEED_FILE = "bench.json"  # times, which no manifest holds
 # they hold the hashes of the others and therefore cannot hold their own, or come later
 _OWN = (MANIFEST, "report.html", SPEED_FILE)

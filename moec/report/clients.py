@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from moec.kernels.cpu.building import LIBRARY
+from moec.kernels.cpu.library import uses_own_kernels
 from moec.layouts.kserve import FILE
 from moec.report.report import Report
 from moec.targets.target import Target
@@ -17,7 +18,7 @@ def client_code(client: str, report: Report, folder: str) -> str:
     """What opens the engine in one of these: Python, or for servers a command. `folder`: the engine's, as the
     reader names it."""
     target = Target.parse(report.target)
-    own = target.options.get("kernels") == "moec"  # the graph has operators of a library beside it
+    own = uses_own_kernels(target.options)  # the graph has operators of a library beside it
     if client == TRITON:  # which reads the library's name from its working directory
         return (
             f"cd {folder} && tritonserver --model-repository=." if own else f"tritonserver --model-repository={folder}"

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 from moec.backends.onnx.sessions import Providers, open_on
 from moec.backends.onnxruntime.session.libraries import PROVIDER, require_cuda
-from moec.backends.onnxruntime.session.own_kernels import register, require_same, wanted
+from moec.backends.onnxruntime.session.own_kernels import register, require_same
 from moec.errors import MoecError
 from moec.kernels.cpu.building import LIBRARY
+from moec.kernels.cpu.library import uses_own_kernels
 from moec.layouts.facts import OPERATORS
 from moec.targets.target import Target
 
@@ -43,7 +44,7 @@ def client_settings(target: Target) -> dict[str, str]:
     """What clients other than moec's have to set: see `Backend.client_settings`."""
     if device_of(target) == "cuda":
         return {**cuda_options(target), ONE_COPY: "1"}
-    return {OPERATORS: LIBRARY} if wanted(target) else {}
+    return {OPERATORS: LIBRARY} if uses_own_kernels(target.options) else {}
 
 
 def providers_of(target: Target, **more: str) -> Providers:
@@ -58,7 +59,7 @@ def open_session(path: Path, target: Target, prepack: bool = True, **provider: s
     when the file does not load. `provider`: more settings of the CUDA provider."""
     if device_of(target) == "cuda":
         require_cuda(str(target))
-    if wanted(target):
+    if uses_own_kernels(target.options):
         require_same(path.parent)
     options = options_of(target)
     left_out = None if prepack else _stay_small(options)
@@ -99,7 +100,7 @@ def options_of(target: Target) -> Any:
     options.intra_op_num_threads = target.threads
     if device_of(target) == "cuda":
         options.add_session_config_entry(ONE_COPY, "1")
-    if wanted(target):
+    if uses_own_kernels(target.options):
         register(options)
     return options
 

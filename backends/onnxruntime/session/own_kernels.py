@@ -11,18 +11,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from moec.errors import MoecError, reason_of
+from moec.errors import AGAIN, MoecError, reason_of
 from moec.files.regular import file_hash
 from moec.kernels.cpu.building import LIBRARY
 from moec.kernels.cpu.library import require_library, way_out
-from moec.targets.target import Target
-
-OPTION, WORD = "kernels", "moec"
-
-
-def wanted(target: Target) -> bool:
-    """Whether a target's engines may hold operators of the library."""
-    return target.options.get(OPTION) == WORD
 
 
 def register(options: Any) -> None:
@@ -50,4 +42,4 @@ def require_same(folder: Path) -> None:
         what = f"{LIBRARY} is another than that of this installation"
     else:
         return
-    raise MoecError("M106", what, str(copy), "compile the engine again: moec compile --from moec.json")
+    raise MoecError("M106", what, str(copy), AGAIN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from moec.errors import MoecError
@@ -10,6 +11,11 @@ from moec.kernels.cpu.building import LIBRARY, SOURCES, compiler, stamp
 
 PLACE = "MOEC_CPU_KERNELS"  # of the environment: the library's file, where it is not beside the sources
 MAKE = "python -m moec.kernels.cpu.building"
+
+
+def uses_own_kernels(options: Mapping[str, str]) -> bool:
+    """Whether engines with these options of a target may hold operators of the library."""
+    return options.get("kernels") == "moec"
 
 
 def library() -> Path | None:
