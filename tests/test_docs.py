@@ -137,7 +137,7 @@ class Reader:
 def _cut_out(arguments: list[str]) -> tuple[str, tuple[str, ...]]:
     """The folder that a compile writes, and the command without it where nothing but that folder comes of it."""
     place = next((i for i, a in enumerate(arguments) if a in ("-o", "--out")), None)
-    if arguments[0] != "compile" or place is None or {"--from", "--dump", "--save-hf"} & set(arguments):
+    if arguments[0] != "compile" or place is None or {"--from", "--dump", "--save-hf", "--save-gguf"} & set(arguments):
         return "", ()
     shared = any(a in ("mixtral/", "llama/") for a in arguments) and not any(a.endswith(".toml") for a in arguments)
     return arguments[place + 1], tuple(arguments[:place] + arguments[place + 2 :]) if shared else ()

@@ -30,11 +30,22 @@ def _edit(file: Path, **entries: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
 
 
+def _refused(beside: Path, source: Source) -> str:
+    """The file for which a folder is refused; empty where it is not."""
+    try:
+        require_companions(beside, source)
+    except MoecError as error:
+        return Path(error.where).name
+    return ""
+
+
 def test_copies_are(source: Source, beside: Path) -> None:
-    require_companions(beside, source)
+    assert _refused(beside, source) == ""
     (beside / "tokenizer.json").write_text("{}")  # what the model has not, a user may add
     _edit(beside / "config.json", transformers_version="9.9")
-    require_companions(beside, source)
+    assert _refused(beside, source) == ""
+    _edit(beside / "config.json", eos_token_id=5)
+    assert _refused(beside, source) == "config.json"
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])

@@ -37,10 +37,7 @@ from moec.backends.onnxruntime.experts.qmoe import each_width, emit_weighted, ke
 from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
 from moec.weights.weight import PackedWeight
 
-READERS = {
-    "grouped": "MatMulNBits",
-    "gathered": "GatherBlockQuantized",
-}  # of packed weights, by the form
+READERS = {"grouped": "MatMulNBits", "gathered": "GatherBlockQuantized"}  # of packed weights, by the form
 PORTABLE, TOLD = "kernel, portable routing", "kernel, routing before it"
 
 
@@ -59,10 +56,9 @@ def lower_experts(
 
     Returns:
         One record a node: `node`, `op`, `formulation` (`kernel`, `kernel, weights given`, `kernel, portable routing`,
-            `kernel, routing before it`, `kernel for each width`, `own kernel`
-        or `grouped`) and `why`, with the arrangement of grouped experts; for packed weights `bits`, `block` and `bytes`
-            of each matrix too,
-        and for several widths how many `experts` have which.
+            `kernel, routing before it`, `kernel for each width`, `own kernel` or `grouped`) and `why`, with the
+            arrangement of grouped experts; for packed weights `bits`, `block` and `bytes` of each matrix too, and for
+            several widths how many `experts` have which.
 
     Raises:
         MoecError: M208 when a node's weights are not initializers.

@@ -55,7 +55,8 @@ template <size_t M, size_t N> inline void write_sums(const Lanes (&acc)[M][N], f
     }
 }
 
-// One step of M tokens times N rows; the fewer of both stay in registers, the others are read one by one.
+// One step of M tokens times N rows; the fewer of both stay in registers, the others are read one by one. The two sides
+// are written out: one function for both, which takes the product as a lambda, was 7 to 14 % slower at one token.
 template <size_t M, size_t N, class T, class W> inline void multiply(Lanes (&acc)[M][N], T token, W row) {
     if constexpr (M < N) {
         Lanes x[M];
