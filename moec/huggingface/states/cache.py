@@ -71,9 +71,13 @@ def cache_signature(model: Any) -> tuple[Input, ...]:
 def _filled_cache(model: Any) -> Any:
     cache = _empty_cache(model)
     ids = torch.zeros((_TEXTS, _TOKENS), dtype=torch.int64, device=META)
+    mask = torch.ones_like(ids)
     with filling(model, "a cache"), _AllOnes():
-        name = _CACHE if _CACHE in inspect.signature(model.forward).parameters else _STATES
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **{name: cache})
+        if _CACHE in inspect.signature(model.forward).parameters:  # told positions, as in each call of `cached_call`
+            more = {_CACHE: cache, POSITIONS: positions(mask, _TOKENS)}
+        else:
+            more = {_STATES: cache}
+        model(input_ids=ids, attention_mask=mask, use_cache=True, **more)
     return cache
 
 

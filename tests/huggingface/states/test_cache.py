@@ -13,7 +13,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from moec.errors import MoecError
 from moec.huggingface.source import HuggingFaceSource
 from moec.huggingface.states.cache import WAY_OUT, _of_layer, cached_call, has_cache
-from moec.program.decoder_signature import cache_inputs, past_names
+from moec.program.decoder_signature import cache_inputs, is_past, past_names
+from tests import whole_zoo
 from tests.zoo import build
 
 
@@ -98,3 +99,9 @@ def test_a_prompt_that_is_kept_apart_is_refused() -> None:
     with pytest.raises(MoecError, match="no input tells where the prompt ends") as error:
         _of_layer("UnlimitedOcr", 0, Layer(sliding_window=4), {Layer})
     assert error.value.code == "M206" and error.value.fix == WAY_OUT
+
+
+def test_what_a_model_keeps_only_where_no_one_tells_it_positions_is_no_state() -> None:
+    """Qwen3-Omni's offset of positions; moec's calls tell them."""
+    source = HuggingFaceSource.from_model(whole_zoo.build("qwen3_omni_moe_thinker"), leave_out=("pixel_values*",))
+    assert any(map(is_past, (i.name for i in source.inputs)))
