@@ -19,7 +19,7 @@ from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
 from moec.experts.carved_weights import carved_weights, placeholders
 from moec.experts.carving import Carved, Carving, NotFiniteError, cut
 from moec.experts.dense_network import Dense
-from moec.experts.stream import Stream, UntouchedStream, stream_of
+from moec.experts.stream import Stream, UntouchedStream, stream_of, without_network
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.ffn import Ffn
@@ -114,7 +114,7 @@ class CarvedPlace:
         drift = None
         if self._untouched is not None and isinstance(self._stream, Stream):
             bias = 0 if self.ffn.b_out is None else self.ffn.b_out.load().float()
-            drift = self._untouched.beyond(self._stream, calls) - bias - dense_of(self.ffn)(x)
+            drift = self._untouched.at(self._stream) - without_network(self._stream, calls) - bias - dense_of(self.ffn)(x)
         with torch.inference_mode(False):
             self.fit(x.clone(), None if drift is None else drift.clone())
         calls.replace(1, self.program.weights[self.names["router.weight"]])  # what is read later is there by then

@@ -91,14 +91,17 @@ class UntouchedStream:
         self._followed = at
         return stream
 
-    def beyond(self, stream: Stream, calls: OperatorCalls) -> Tensor:
-        """What a network has to say so that the stream behind it is the untouched one, `[T, H]` float32 of all inputs.
-        Streams are asked for in the order in which they were followed.
-
-        Args:
-            calls: in the changed program, of the operator where the network is fitted.
-        """
+    def at(self, stream: Stream) -> Tensor:
+        """The stream behind a network, `[T, H]` float32 of all inputs. Streams are asked for in the order in which they
+        were followed."""
         reached = self._run.reach(self._nodes[stream.total.name])
-        there = [value.float() for place in (0, 1) for value in [joined(reached.values(place))]]
-        here = [joined(calls.earlier(other)).float() for other in stream.others]
-        return sum(there, torch.zeros(())) - sum(here, torch.zeros(()))
+        return joined(reached.values(0)).float() + joined(reached.values(1)).float()
+
+
+def without_network(stream: Stream, calls: OperatorCalls) -> Tensor:
+    """The stream behind a network but for what the network says, `[T, H]` float32 of all inputs.
+
+    Args:
+        calls: in the program that is changed, of the operator where the network is fitted.
+    """
+    return torch.stack([joined(calls.earlier(other)).float() for other in stream.others]).sum(0)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import moec
 from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
-from moec.experts.stream import Stream, UntouchedStream, stream_of
+from moec.experts.stream import Stream, UntouchedStream, stream_of, without_network
 from moec.program.program import Program
 from moec.recognition.ffn import Ffn, find_ffns
 from moec.weights.lazy import from_tensor
@@ -68,7 +68,7 @@ def test_what_is_lacking_is_what_the_untouched_network_says_and_the_drift(kind: 
             stream = at.get(calls.node.name)
             if isinstance(stream, Stream):
                 x = joined(calls.values(0))
-                to.append(beside.beyond(stream, calls) - said(ffns[len(to)], x))
+                to.append(beside.at(stream) - without_network(stream, calls) - said(ffns[len(to)], x))
 
         run_in_lockstep(other, [{"x": rows[None]} for rows in ROWS], visit)
         assert len(found) == 2 and all(drift.shape == (10, 8) for drift in found)
