@@ -142,7 +142,7 @@ class CarvedPlace:
             return found
         step = self.carved.step
         own = {"step": self._stream} if step is None else {"step": step.taken, "stream": step.left}
-        own = own if step is None else own | {"stream without step": step.stream[0]}
+        own = own if step is None else own | {"stream without step": step.before}
         return found | asdict(self.carved.errors) | (own if self._untouched is not None else {})
 
 

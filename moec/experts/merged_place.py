@@ -104,7 +104,7 @@ class MergedPlace:
         found = {"module": self.ffn.path, "right": self.fitted.right, "confusion": self.fitted.confusion.tolist()}
         if not self.steps:
             return found | ({} if self.stream is None else {"steps": self.stream})
-        left, before = ([*each] for each in zip(*((s.left, s.stream[0]) for s in self.steps), strict=True))
+        left, before = ([*each] for each in zip(*((s.left, s.before) for s in self.steps), strict=True))
         return found | {"steps": [s.taken for s in self.steps], "stream": left, "stream without step": before}
 
 
