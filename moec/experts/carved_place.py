@@ -114,7 +114,9 @@ class CarvedPlace:
         drift = None
         if self._untouched is not None and isinstance(self._stream, Stream):
             bias = 0 if self.ffn.b_out is None else self.ffn.b_out.load().float()
-            drift = self._untouched.at(self._stream) - without_network(self._stream, calls) - bias - dense_of(self.ffn)(x)
+            drift = (
+                self._untouched.at(self._stream) - without_network(self._stream, calls) - bias - dense_of(self.ffn)(x)
+            )
         with torch.inference_mode(False):
             self.fit(x.clone(), None if drift is None else drift.clone())
         calls.replace(1, self.program.weights[self.names["router.weight"]])  # what is read later is there by then

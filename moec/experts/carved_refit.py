@@ -39,7 +39,6 @@ class Output:
         kept = hidden.float() * chosen[:, owner]
         return kept @ self.w_out.float().T + chosen.float() @ self.b_out + self.constant
 
-
     def moved(self, change: Output, step: float) -> Output:
         """This output, and a share of another one on top."""
         pairs = (self.w_out.float(), change.w_out), (self.b_out, change.b_out), (self.constant, change.constant)

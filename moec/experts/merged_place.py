@@ -80,8 +80,8 @@ class MergedPlace:
         if self._rank:
             stream = "of its experts' differences a rank is kept"
         elif self._top_k == 1:
-            stream = stream_of(self.experts, self.logits)
-            stream = [each.follow(stream) for each in untouched][0]
+            found = stream_of(self.experts, self.logits)
+            stream, *_ = [each.follow(found) for each in untouched]  # which stand at the same place
         self.stream = stream
 
     def refit(self, arriving: Arriving) -> Weight:

@@ -40,7 +40,8 @@ class Step:
 
 
 def best_step(apart: Tensor, back: Tensor, wanted: Tensor) -> Step:
-    """The largest share that leaves the stream no further from the untouched model's than none.
+    """The largest share that leaves the stream no further from the untouched model's than none; none without a
+    token that judges.
 
     Args:
         apart: `[T, H]`, the untouched stream less the one of no step. back: `[T, H]`, what the whole step adds.
@@ -48,4 +49,5 @@ def best_step(apart: Tensor, back: Tensor, wanted: Tensor) -> Step:
     """
     whole = float(wanted.square().sum()) or 1.0
     stream = {share: float((apart - share * back).square().sum()) / whole for share in SHARES}
-    return Step(max(share for share in SHARES if stream[share] <= stream[0.0]), stream)
+    harmless = [share for share in SHARES if len(apart) and stream[share] <= stream[0.0]]
+    return Step(max(harmless, default=0.0), stream)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import moec
-from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
+from moec.execution.lockstep import Lockstep, joined
 from moec.experts.stream import Stream, UntouchedStream, stream_of, without_network
 from moec.program.program import Program
 from moec.recognition.ffn import Ffn, find_ffns
@@ -64,13 +64,11 @@ def test_what_is_lacking_is_what_the_untouched_network_says_and_the_drift(kind: 
         untouched = UntouchedStream(program, [{"x": rows[None]} for rows in ROWS])
         places = {node: untouched.follow(stream) for node, stream in places.items()}
 
-        def visit(calls: OperatorCalls, beside: UntouchedStream = untouched, at: dict = places, to: list = found) -> None:  # type: ignore[type-arg]
-            stream = at.get(calls.node.name)
+        for calls in Lockstep(other, [{"x": rows[None]} for rows in ROWS]).operators():
+            stream = places.get(calls.node.name)
             if isinstance(stream, Stream):
-                x = joined(calls.values(0))
-                to.append(beside.at(stream) - without_network(stream, calls) - said(ffns[len(to)], x))
-
-        run_in_lockstep(other, [{"x": rows[None]} for rows in ROWS], visit)
+                says = said(ffns[len(found)], joined(calls.values(0)))
+                found.append(untouched.at(stream) - without_network(stream, calls) - says)
         assert len(found) == 2 and all(drift.shape == (10, 8) for drift in found)
         assert all((float(drift.abs().max()) > 1e-2) == moved for drift in found)
 
