@@ -142,10 +142,12 @@ class CarvedPlace:
         found = {"module": self.ffn.path, "active": self.how.active, "shared": self.carved.shared}
         if not measured:
             return found
-        step = self.carved.step
-        own = {"step": self._stream} if step is None else {"step": step.taken, "stream": step.left}
-        own = own if step is None else own | {"stream without step": step.before}
-        return found | asdict(self.carved.errors) | (own if self._untouched is not None else {})
+        step, own = self.carved.step, dict[str, Any]()
+        if step is not None:
+            own = {"step": step.taken, "stream": step.left, "stream without step": step.before}
+        elif self._untouched is not None:
+            own = {"step": self._stream}
+        return found | asdict(self.carved.errors) | own
 
 
 class Place(Protocol):

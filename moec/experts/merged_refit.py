@@ -44,7 +44,7 @@ class Arriving:
 def refitted_expert(ffn: Ffn, own: Arriving) -> tuple[Tensor, Step]:
     """The network's last matrix `[H, I]` in its dtype, fitted to the tokens that it gets, and how far it went."""
     dense = Dense(ffn.w_in.load().float(), _loaded(ffn.b_in), ffn.w_out.load().float(), ffn.activation)
-    says = torch.cat([dense(rows) for rows in own.x.split(_BLOCK)]) if len(own.x) else own.wanted
+    says = dense(own.x)
     bias = _loaded(ffn.b_out)
     says = says if bias is None else says + bias
     lacking = own.wanted - says
@@ -62,10 +62,11 @@ def _solved(dense: Dense, x: Tensor, lacking: Tensor, counts: Tensor) -> Tensor:
     rows, columns = dense.w_out.shape
     moments, cross = torch.zeros(columns, columns), torch.zeros(columns, rows)
     counts = counts / counts.mean() if len(counts) else counts
-    for part, missing, count in zip(x.split(_BLOCK), lacking.split(_BLOCK), counts.split(_BLOCK), strict=True):
-        hidden = dense.hidden(part).float()
-        moments.addmm_((hidden * count).T, hidden)
-        cross.addmm_((hidden * count).T, missing)
+    for start in range(0, len(x), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        hidden = dense.hidden(x[part]).float()
+        moments.addmm_((hidden * counts[part]).T, hidden)
+        cross.addmm_((hidden * counts[part]).T, lacking[part])
     moments.diagonal().add_(max(_STRENGTH * float(moments.diagonal().mean()), 1e-12))
     factor, failed = torch.linalg.cholesky_ex(moments)
     if int(failed):  # nothing to go by

@@ -169,10 +169,8 @@ def test_carving_that_loses_to_static_pruning_says_so_first() -> None:
 @pytest.mark.parametrize("active", [2, 4])
 def test_taking_back_what_earlier_layers_moved_brings_the_logits_nearer(active: int) -> None:
     ids, judged = learned.texts()
-    dense, context = (
-        learned.captured(),
-        Context(calibration=Calibration(CalibrationText("t", 0, 25), "", ids.flatten())),
-    )
+    calibration = Calibration(CalibrationText("text", 0, 25), "", ids.flatten())
+    dense, context = learned.captured(), Context(calibration=calibration)
     sample = text_inputs(dense.inputs, judged)
     wanted = learned.source().reference().run(sample)["logits"]
 
