@@ -17,7 +17,6 @@ from moec.experts.merged_router import MergedRouter, fit_router
 from moec.experts.merged_sources import MergeSource
 from moec.experts.stream import Stream, UntouchedStream, stream_of, without_network
 from moec.experts.stream_step import Step
-from moec.program.moe_call import MoeCall
 from moec.program.program import Program
 from moec.recognition.ffn import Ffn
 from moec.weights import lazy as weights
@@ -84,7 +83,7 @@ class MergedPlace:
             stream, *_ = [each.follow(found) for each in untouched]  # which stand at the same place
         self.stream = stream
 
-    def refit(self, arriving: Arriving) -> Weight:
+    def refit(self, arriving: Arriving) -> None:
         """Fit the experts' last matrices to what the streams of the models lack, for the tokens that each one gets, and
         put them in their place. The router is fitted before."""
         assert self.fitted is not None
@@ -96,7 +95,6 @@ class MergedPlace:
             self.steps.append(step)
         origin = f"last matrices fitted anew of {', '.join(ffn.w_out.origin for ffn in self._own)}"
         self.program.weights[self._last_matrices] = weights.from_tensor(torch.stack(made), origin)
-        return self.program.weights[self._last_matrices]
 
     def facts(self) -> dict[str, Any]:
         """What is reported of it, as plain data; shares are of held-out tokens."""
@@ -129,8 +127,8 @@ def fit_in_order(
         refit: fit experts, too, each to the residual streams of the models whose tokens it gets; the models run beside
             on their own texts. Models that are equal keep theirs as they are.
     """
-    by_logits, by_experts = {p.logits: p for p in places}, {p.experts: p for p in places}
-    last = next(node for node in reversed(program.graph.nodes) if node in (by_experts if refit else by_logits))
+    by_logits = {place.logits: place for place in places}
+    last = next(node for node in reversed(program.graph.nodes) if node in by_logits)
     parts = [part for source in sources for part in (source.text, source.held_out)]
     untouched = list[UntouchedStream]()
     if refit and _differ(sources):
@@ -139,10 +137,6 @@ def fit_in_order(
             place.follow(untouched)
 
     def visit(calls: OperatorCalls) -> None:
-        if calls.node in by_experts:
-            place = by_experts[calls.node]
-            if place.steps:  # its last matrices were read before they were fitted
-                calls.replace(_place_of_last_matrices(calls), program.weights[place._last_matrices])
         if calls.node not in by_logits:
             return
         place = by_logits[calls.node]
@@ -164,7 +158,3 @@ def fit_in_order(
 def _differ(sources: Sequence[MergeSource]) -> bool:
     first, *others = (source.program.weights for source in sources)
     return any(first_difference(weight, other[n]) is not None for other in others for n, weight in first.items())
-
-
-def _place_of_last_matrices(calls: OperatorCalls) -> int:
-    return calls.node.args.index(MoeCall(calls.node).w_out)
