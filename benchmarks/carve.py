@@ -118,18 +118,19 @@ def texts(subject: Subject) -> tuple[Tensor, tuple[int, ...], int]:
     return torch.cat([rows, torch.full((len(rows), 1), end)], 1).flatten(), (begin,), window
 
 
-def rows_of(subject: Subject, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every method at every share, over the seeds."""
+def rows_of(subject: Subject, options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """Every method at every share, over the seeds: a case each."""
     text = texts(subject)
     for share in options.active:
         for method in options.only:
             found = [judged(subject, text, method, share, seed, options.tokens) for seed in range(options.seeds)]
-            case = f"{subject.name}, {share:.0%} active, {method}"
+            case, rows = f"{subject.name}, {share:.0%} active, {method}", list[dict[str, Any]]()
             for who in found[0]:
                 values = [f[who][0] for f in found]
                 spread = (max(values) - min(values)) / 2
-                yield {"case": case, "who": who, "value": statistics.mean(values), "unit": found[0][who][1]}
-                yield {"case": case, "who": f"{who}, ±", "value": spread, "unit": found[0][who][1]}
+                rows.append({"case": case, "who": who, "value": statistics.mean(values), "unit": found[0][who][1]})
+                rows.append({"case": case, "who": f"{who}, ±", "value": spread, "unit": found[0][who][1]})
+            yield rows
             said = {who: [f"{f[who][0]:.4g}" for f in found] for who in found[0]}
             print(f"{case}: {said}", file=sys.stderr, flush=True)
 
@@ -242,19 +243,33 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = list[dict[str, Any]]()
+    for case in cases(options):
+        rows += case
+        if options.save:
+            save(case)
+    print(json.dumps({**environment(), "rows": rows}) if options.json else table(rows))
+
+
+def cases(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each case, as soon as they are measured."""
     for model, name in zip(options.models, options.name or options.models, strict=True):
         subject = Sentences(name, minilm()) if model == "minilm" else Subject(name, model, None, options.judged)
-        rows += rows_of(subject, options)
-    rows += speed_rows() if options.speed else ()
-    report = {**environment(), "rows": rows}
-    if options.save:
-        path = RESULTS / "carve.json"
-        before = json.loads(path.read_text())["rows"] if path.exists() else []
-        own = {r["case"] for r in rows}
-        report["rows"] = [*(r for r in before if r["case"] not in own), *rows]
-        path.write_text(json.dumps(report, indent=1) + "\n")
-        path.with_suffix(".md").write_text(f"{__doc__}\n{table(report['rows'])}\n")
-    print(json.dumps(report) if options.json else table(report["rows"]))
+        yield from rows_of(subject, options)
+    if options.speed:
+        yield [*speed_rows()]
+
+
+def save(rows: list[dict[str, Any]]) -> None:
+    """Put a case's rows in the place of those that were measured before; a run that is stopped loses no other case."""
+    path = RESULTS / "carve.json"
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    own = {r["case"] for r in rows}
+    places = [k for k, r in enumerate(before) if r["case"] in own]
+    at = places[0] if places else len(before)
+    kept = [[r for r in part if r["case"] not in own] for part in (before[:at], before[at:])]
+    report = {**environment(), "rows": [*kept[0], *rows, *kept[1]]}
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    path.with_suffix(".md").write_text(f"{__doc__}\n{table(report['rows'])}\n")
 
 
 def minilm() -> str:

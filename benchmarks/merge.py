@@ -176,12 +176,20 @@ def main() -> None:
         for method, each in found.items():
             means = [statistics.mean(column) for column in zip(*each, strict=True)]
             row = {"train": how, "method": method, **dict(zip(KINDS, means, strict=True)), "seeds": len(each)}
-            rows.append({**row, "facts": facts[method]})
+            rows.append({**row, "tokens": options.tokens, "facts": facts[method]})
+        if options.save:
+            save(rows, options)
+    print(json.dumps(rows, indent=1))
+
+
+def save(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Put rows in the place of those of the same fine-tunes and method; a run that is stopped loses what it had not
+    finished, and nothing else."""
+    path, own = RESULTS / "merge.json", {(row["train"], row["method"]) for row in rows}
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    kept = [row for row in before if (row["train"], row["method"]) not in own]
     settings = {name: getattr(options, name) for name in ("seeds", "steps", "tokens", "judged")}
-    text = json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n"
-    if options.save:
-        (RESULTS / "merge.json").write_text(text)
-    print(text)
+    path.write_text(json.dumps({"settings": settings, "rows": [*kept, *rows]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

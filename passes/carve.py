@@ -107,14 +107,16 @@ class Carve(Pass):
         wanted = [(f, n) for f, n in zip(ffns, counts, strict=True) if n < self.experts or self.active == self.experts]
         for ffn in (f for f in ffns if f not in [w for w, _ in wanted]):
             context.miss(ffn.output, "the share is spread so that all of its experts stay")
+        untouched = program.clone() if self.refit and self.contract_of() == "approximate" else None
         places: list[Place] = [CarvedPlace(program, ffn, self._carving(n, seed), str(self)) for ffn, n in wanted]
         places += self._mixtures(program, context, seed)
         made: dict[fx.Node, fx.Node] = {}
         order = {node: k for k, node in enumerate(program.graph.nodes)}
-        for place in sorted(places, key=lambda place: order[place.end]):
+        places.sort(key=lambda place: order[place.end])
+        for place in places:
             place.rewrite(self.name, made)
         if places:
-            carve_in_order(program, places, batches)
+            carve_in_order(program, places, batches, untouched)
         context.facts["layers"] = [place.facts(measured=bool(batches)) for place in places]
         self._compare(context)
         return len(places)

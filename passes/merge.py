@@ -43,6 +43,8 @@ class Merge(Pass):
         rest: `best`, or one of `base`, `average` and `regression`.
         rank: of the differences from the base's matrices that experts keep; 0 keeps them whole.
         ridge: how strongly routers are drawn to none, in units of the mean squared activation.
+        refit: fit the experts' last matrices to the models' residual streams, which takes a part of that back what
+            routing and the rest change; with one expert a token, and whole differences.
     """
 
     contract: ClassVar[Contract] = "new model"
@@ -53,6 +55,7 @@ class Merge(Pass):
     rest: str = BEST
     rank: int = 0
     ridge: float = 1e-3
+    refit: bool = True
 
     def needs_calibration(self) -> bool:
         return True
@@ -92,7 +95,7 @@ class Merge(Pass):
         outside = [name for name in program.weights if name in base.weights]
         way, figures = self._settle(base, sources, outside)
         program.weights.update(way)
-        fit_in_order(program, places, sources, self.ridge)
+        fit_in_order(program, places, sources, self.ridge, self.refit)
         context.facts["experts"] = list(texts)
         context.facts["rest"] = figures
         context.facts["layers"] = [place.facts() for place in places]

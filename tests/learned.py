@@ -41,6 +41,14 @@ def _text(successors: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @cache
+def texts() -> tuple[Tensor, Tensor]:
+    """Rows of tokens of that language that the model has not seen: to calibrate with, and to judge by."""
+    successors = torch.randint(3, VOCAB, (VOCAB, _NEXT), generator=torch.Generator().manual_seed(0))
+    drawn = [_text(successors, torch.Generator().manual_seed(seed)) for seed in range(7, 35)]
+    return torch.cat(drawn[:20]), torch.cat(drawn[20:])
+
+
+@cache
 def source() -> HuggingFaceSource:
     """The model as a source; it is shared and not changed."""
     return HuggingFaceSource.from_model(model())

@@ -3,13 +3,13 @@
 Methods that calibrate need, at each operator, what all inputs bring there once everything before it has been changed
 already. `run_in_lockstep` gives that in one pass over the graph: it computes an operator for every input before it
 begins the next one, so that each weight is read once however many inputs there are, and it holds only values that are
-still needed.
+still needed. A `Lockstep` can stand between two operators, so that two programs run beside each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -38,10 +38,15 @@ class OperatorCalls:
     node: fx.Node
     inputs: list[tuple[Any, ...]]
     named: list[dict[str, Any]]
+    _runs: Sequence[_OneInput] = field(default=(), repr=False)
 
     def values(self, place: int) -> list[Any]:
         """An argument's value for every input; None where it was not given."""
         return [args[place] if len(args) > place else None for args in self.inputs]
+
+    def earlier(self, node: fx.Node) -> list[Any]:
+        """For every input the value of a node that was computed before and is read by this operator or a later one."""
+        return [run.env[run.here[node.name]] for run in self._runs]
 
     def moe_calls(self) -> list[MoeCall]:
         """For each input, the arguments of a mixture-of-experts operator by name."""
@@ -75,23 +80,50 @@ def run_in_lockstep(
     Returns:
         The outputs for each input, in the order of `program.outputs`; nothing when `until` was given.
     """
+    run = Lockstep(program, inputs)
     with torch.inference_mode():
-        runs = [
+        for calls in run.operators():
+            visit(calls)
+            if calls.node is until:
+                return []
+    return run.outputs()
+
+
+class Lockstep:
+    """A program that runs for several inputs side by side.
+
+    Args:
+        program: its graph is not changed. inputs: named tensors, see `Program.inputs`.
+    """
+
+    def __init__(self, program: Program, inputs: Iterable[Mapping[str, Tensor]]) -> None:
+        self._runs = [
             _OneInput(program, [converted(program.inputs, sample)[i.name] for i in program.inputs]) for sample in inputs
         ]
-        for node in program.graph.nodes:
-            if node.op == "output":
-                return [run.outputs() for run in runs]
-            if node.op != "call_function":
-                for run in runs:
-                    run.keep(node, run.run_node(run.here[node.name]))
-                continue
-            calls = _calls(node, runs)
-            visit(calls)
-            if node is until:
-                break
-            _compute(calls, runs)
-    return []
+        self._nodes = program.graph.nodes
+        self._operators = self._run()
+
+    def operators(self) -> Iterator[OperatorCalls]:
+        """Every operator that was not reached yet, before it is computed: that happens when the next one is asked
+        for."""
+        return self._operators
+
+    def reach(self, node: fx.Node) -> OperatorCalls:
+        """Compute what stands before an operator that was not reached yet; the operator itself is not computed."""
+        return next(calls for calls in self._operators if calls.node is node)
+
+    def outputs(self) -> list[tuple[Any, ...]]:
+        """For each input, once every operator was computed, in the order of `program.outputs`."""
+        return [run.outputs() for run in self._runs]
+
+    def _run(self) -> Iterator[OperatorCalls]:
+        for node in self._nodes:
+            if node.op == "call_function":
+                calls = _calls(node, self._runs)
+                yield calls
+                _compute(calls, self._runs)
+            elif node.op != "output":
+                _read(node, self._runs)
 
 
 class _OneInput(StreamingInterpreter):
@@ -116,16 +148,26 @@ class _OneInput(StreamingInterpreter):
         return tuple(v.load() if isinstance(v, Weight) else v for v in self.fetch_args_kwargs_from_env(node)[0][0])
 
 
+# each in a mode of its own: what stands between two operators of a `Lockstep` is the caller's
+@torch.inference_mode()
 def _calls(node: fx.Node, runs: list[_OneInput]) -> OperatorCalls:
     given = [run.arguments(node) for run in runs]
-    return OperatorCalls(node, [args for args, _ in given], [named for _, named in given])
+    return OperatorCalls(node, [args for args, _ in given], [named for _, named in given], runs)
 
 
+@torch.inference_mode()
 def _compute(calls: OperatorCalls, runs: list[_OneInput]) -> None:
     cached: dict[int, Weight] = {}
     for run, args, named in zip(runs, calls.inputs, calls.named, strict=True):
         lent = tuple(cached.setdefault(id(a), with_block_cache(a)) if isinstance(a, Weight) else a for a in args)
         run.keep(calls.node, run.call_function(run.here[calls.node.name].target, lent, named))
+
+
+@torch.inference_mode()
+def _read(node: fx.Node, runs: list[_OneInput]) -> None:
+    """An input or a weight."""
+    for run in runs:
+        run.keep(node, run.run_node(run.here[node.name]))
 
 
 def joined(values: Sequence[Tensor]) -> Tensor:

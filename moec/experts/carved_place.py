@@ -19,6 +19,7 @@ from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
 from moec.experts.carved_weights import carved_weights, placeholders
 from moec.experts.carving import Carved, Carving, NotFiniteError, cut
 from moec.experts.dense_network import Dense
+from moec.experts.stream import Stream, UntouchedStream, stream_of, without_network
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.ffn import Ffn
@@ -46,6 +47,8 @@ class CarvedPlace:
     def __init__(self, program: Program, ffn: Ffn, how: Carving, by: str) -> None:
         self.program, self.ffn, self.how, self._by = program, ffn, how, by
         self.carved: Carved | None = None
+        self._untouched: UntouchedStream | None = None
+        self._stream: Stream | str = ""
 
     @property
     def end(self) -> fx.Node:
@@ -74,6 +77,13 @@ class CarvedPlace:
             y = call(aten.add.Tensor, y, constant)
         ffn.output.replace_all_uses_with(y)
         made[ffn.output] = y
+        self._made = y
+
+    def bring_back(self, untouched: UntouchedStream) -> None:
+        """Fit the network to the untouched program's residual stream, where it can be told, in place of its own old
+        output. Called in graph order, when all places are rewritten."""
+        if self.how.refit and self.how.active < self.how.experts:
+            self._untouched, self._stream = untouched, untouched.follow(stream_of(self._made, self.first))
 
     def _logits(self, rows: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
         """The router: a linear layer, or a small network of the neurons that stand for their experts."""
@@ -101,8 +111,14 @@ class CarvedPlace:
             return
         x = joined(calls.values(0))
         require_tokens(len(x), self.how.experts, self.ffn.path)
+        drift = None
+        if self._untouched is not None and isinstance(self._stream, Stream):
+            bias = 0 if self.ffn.b_out is None else self.ffn.b_out.load().float()
+            drift = (
+                self._untouched.at(self._stream) - without_network(self._stream, calls) - bias - dense_of(self.ffn)(x)
+            )
         with torch.inference_mode(False):
-            self.fit(x.clone())
+            self.fit(x.clone(), None if drift is None else drift.clone())
         calls.replace(1, self.program.weights[self.names["router.weight"]])  # what is read later is there by then
         if len(calls.node.args) > 2:
             calls.replace(2, self.program.weights[self.names["router.bias"]])
@@ -111,11 +127,11 @@ class CarvedPlace:
         """Cut the network where there is no text, and nothing is fitted to one."""
         self.fit(drawn(self.ffn.hidden, self.how.seed))
 
-    def fit(self, x: Tensor) -> None:
-        """Cut the network by what arrives there, `[T, H]`, and put its weights in place. Raises M203 where numbers are
-        not finite."""
+    def fit(self, x: Tensor, drift: Tensor | None = None) -> None:
+        """Cut the network by what arrives there, `[T, H]`, and put its weights in place. `drift`: see `Cut`. Raises
+        M203 where numbers are not finite."""
         with finite(self.ffn):
-            self.carved = cut(dense_of(self.ffn), x, self.how)
+            self.carved = cut(dense_of(self.ffn), x, self.how, drift)
         made = carved_weights(self.ffn, self.carved, f"{self._by}, seed {self.how.seed}")
         for name, value in made.items():
             self.program.weights[self.names[name]] = value
@@ -124,7 +140,14 @@ class CarvedPlace:
         """What is reported of it, as plain data; errors only where a text was there."""
         assert self.carved is not None
         found = {"module": self.ffn.path, "active": self.how.active, "shared": self.carved.shared}
-        return found | (asdict(self.carved.errors) if measured else {})
+        if not measured:
+            return found
+        step, own = self.carved.step, dict[str, Any]()
+        if step is not None:
+            own = {"step": step.taken, "stream": step.left, "stream without step": step.before}
+        elif self._untouched is not None:
+            own = {"step": self._stream}
+        return found | asdict(self.carved.errors) | own
 
 
 class Place(Protocol):
@@ -141,12 +164,22 @@ class Place(Protocol):
 
     def fit_to_chance(self) -> None: ...
 
+    def bring_back(self, untouched: UntouchedStream) -> None: ...
+
     def facts(self, measured: bool) -> dict[str, Any]: ...
 
 
-def carve_in_order(program: Program, places: Sequence[Place], batches: Sequence[Mapping[str, Tensor]]) -> None:
+def carve_in_order(
+    program: Program,
+    places: Sequence[Place],
+    batches: Sequence[Mapping[str, Tensor]],
+    untouched: Program | None = None,
+) -> None:
     """Fit each place to what the text brings to it when all before it are fitted; by nothing where there is no text,
     since then nothing of it is looked at.
+
+    Args:
+        untouched: the program before it was rewritten; it runs beside where places are fitted to its residual stream.
 
     Raises:
         MoecError: M203 for a text that is too short.
@@ -155,6 +188,10 @@ def carve_in_order(program: Program, places: Sequence[Place], batches: Sequence[
         for place in places:
             place.fit_to_chance()
         return
+    if untouched is not None:
+        beside = UntouchedStream(untouched, batches)
+        for place in places:
+            place.bring_back(beside)
     routers = {place.first for place in places}
     last = next(node for node in reversed(program.graph.nodes) if node in routers)
 

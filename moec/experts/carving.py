@@ -3,7 +3,8 @@ through it.
 
 Neurons that are worth most stay with every token (the shared experts), the others are put into clusters of equal size,
 and a linear router says which clusters matter to a token. What an expert adds on average to tokens that do not choose
-it is kept as a constant, and the last matrix is fitted anew. All is fitted on most of the text and judged on the rest
+it is kept as a constant, and the last matrix is fitted anew: to the network's own output, and as far as that helps to
+what brings the residual stream back to the untouched model's. All is fitted on most of the text and judged on the rest
 of it, beside what has to be beaten: the same number of neurons, the same ones for every token.
 """
 
@@ -20,6 +21,7 @@ from moec.experts.carved_router import ALWAYS, Router, contributions, mean_rows,
 from moec.experts.dense_network import Dense
 from moec.experts.neuron_groups import by_first_centers, clusters, features, indicators, rate, variation, worth
 from moec.experts.router_fit import best_experts
+from moec.experts.stream_step import Step, best_step
 
 MOST_TOKENS = 16384  # that a layer is fitted to; more change little
 _HELD_OUT = 8  # one part in so many, the last one, judges what the others made
@@ -85,7 +87,7 @@ class Carved:
         router: what says which experts a token needs.
         output: the last matrix, in the neurons' old order, and what is added. fitted: whether that matrix is another
             than the dense network's.
-        errors: see there.
+        errors: of the network by itself, before a step. step: None where no stream was given, or nothing was fitted.
     """
 
     groups: tuple[Tensor, ...]
@@ -94,6 +96,12 @@ class Carved:
     output: Output
     fitted: bool
     errors: Errors
+    step: Step | None = None
+
+    @property
+    def lost(self) -> float:
+        """What ways to cut a network are compared by: the stream's distance where it is known."""
+        return self.errors.carved if self.step is None else self.step.left
 
 
 class NotFiniteError(ValueError):
@@ -105,15 +113,16 @@ class Cut:
 
     Args:
         dense: the network. x: `[T, H]`, what the text sends into it, in the text's order.
+        drift: `[T, H]`, what the stream behind the dense network lacks of the untouched model's; None where that is not
+            known.
         how: None as the number of shared experts is none here. `at` and `curve` take any number of active ones, except
             where all that `how` has are shared.
     """
 
-    def __init__(self, dense: Dense, x: Tensor, how: Carving) -> None:
+    def __init__(self, dense: Dense, x: Tensor, how: Carving, drift: Tensor | None = None) -> None:
         self.dense, self.how = dense, how
-        x = x[:: -(-len(x) // MOST_TOKENS)].float()
-        held_out = len(x) // _HELD_OUT
-        self._x, self._judged = x[: len(x) - held_out], x[len(x) - held_out :]
+        self._x, self._judged = _divided(x)
+        self._drift = None if drift is None else _divided(drift)
         self.hidden = dense.hidden(self._x)
         self.worth = worth(self.hidden, dense.w_out)
         if not bool(self.worth.isfinite().all()) or not bool(self._x.isfinite().all()):
@@ -188,11 +197,19 @@ class Cut:
         if self.how.compensate and not whole:
             absent = self._absent(chosen)
         output = Output(self.dense.w_out, -absent, absent.sum(0))
-        fitted = self.how.refit and not whole
+        fitted, back = self.how.refit and not whole, None
         if fitted:
-            output = refitted(output, self.hidden, chosen, self.owner, self.dense.w_out)
-        errors = self._errors(active, output)
-        return Carved(tuple(self.groups), self.shared, self.router, output, fitted, errors)
+            drift = None if self._drift is None else self._drift[0]
+            output, back = refitted(output, self.hidden, chosen, self.owner, self.dense.w_out, drift)
+        errors, step = self._errors(active, output), None
+        if back is not None:
+            assert self._drift is not None
+            hidden, wanted, logits = self._held_out
+            best = best_experts(logits, active)
+            apart = self._drift[1] + wanted - output(hidden, best, self.owner)
+            step = best_step(apart, back(hidden, best, self.owner), wanted)
+            output = output.moved(back, step.taken)
+        return Carved(tuple(self.groups), self.shared, self.router, output, fitted, errors, step)
 
     def _absent(self, chosen: Tensor) -> Tensor:
         found = []
@@ -263,8 +280,15 @@ class Cut:
         return torch.tensor(found)
 
 
-def cut(dense: Dense, x: Tensor, how: Carving) -> Carved:
+def _divided(values: Tensor) -> tuple[Tensor, Tensor]:
+    """What is fitted to and what judges, of rows in the text's order."""
+    values = values[:: -(-len(values) // MOST_TOKENS)].float()
+    held_out = len(values) // _HELD_OUT
+    return values[: len(values) - held_out], values[len(values) - held_out :]
+
+
+def cut(dense: Dense, x: Tensor, how: Carving, drift: Tensor | None = None) -> Carved:
     """Cut a network by what a text sends into it, `[T, H]`, with the number of shared experts that loses least on what
-    is held out where none is asked for. Raises `NotFiniteError`."""
-    tried = [Cut(dense, x, replace(how, shared=n)).at(how.active) for n in how.candidates()]
-    return min(tried, key=lambda carved: carved.errors.carved)
+    is held out where none is asked for. `drift`: see `Cut`. Raises `NotFiniteError`."""
+    tried = [Cut(dense, x, replace(how, shared=n), drift).at(how.active) for n in how.candidates()]
+    return min(tried, key=lambda carved: carved.lost)

@@ -27,6 +27,10 @@ class Dense:
         """`[T, I]` of `[T, H]`."""
         return self.activation(F.linear(x.to(self.w_in.dtype), self.w_in, self.b_in))
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """What it says, `[T, H]` float32 of `[T, H]`."""
+        return self.hidden(x).float() @ self.w_out.float().T
+
     def gates(self, x: Tensor) -> Tensor:
         """What the gate alone gives, `[T, I]`; the hidden values of a network without one."""
         size, alone = self.w_out.shape[1], replace(self.activation, gated=False)

@@ -46,11 +46,13 @@ def put_experts(
         The node that holds the router's logits, and the one in the network's place.
     """
     with program.graph.inserting_before(ffn.output):
-        router, w_in, w_out, b_in, b_out = [program.read_weight(n) if n else None for n in names]
+        router = program.read_weight(names[0])
         exact = program.weights[names[0]].dtype
         call = partial(call_like, program, ffn.output, by)
         rows = x if x.meta["val"].dtype == exact else call(aten.to.dtype, x, exact)
         logits = call(aten.linear.default, rows, router)
+        # behind the router, so that what is fitted there is read by the same run
+        w_in, w_out, b_in, b_out = [program.read_weight(n) if n else None for n in names[1:]]
         chosen = call(ops.route.default, logits, None, **routing.arguments())
         weight, ids = call(operator.getitem, chosen, 0), call(operator.getitem, chosen, 1)
         y = call(ops.experts.default, x, ids, weight, w_in, w_out, b_in, b_out, **ffn.activation.arguments())

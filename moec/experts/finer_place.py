@@ -16,6 +16,7 @@ from moec.execution.lockstep import OperatorCalls, joined
 from moec.experts.carved_place import TOKENS_AN_EXPERT, dense_of, drawn, finite, require_tokens
 from moec.experts.carved_weights import carved_weights, placeholders
 from moec.experts.carving import Carved, Carving, cut
+from moec.experts.stream import UntouchedStream
 from moec.program.moe_call import MoeCall
 from moec.program.program import Program
 from moec.program.provenance import module_path
@@ -110,6 +111,9 @@ class FinerPlace:
                 self.fit(joined(calls.values(0)).clone(), self._seen.clone())
             for at, name in ((1, "router.weight"), (2, "router.bias")):
                 calls.replace(at, self.program.weights[self.names[name]])
+
+    def bring_back(self, untouched: UntouchedStream) -> None:
+        """Its experts are fitted to their own outputs: a token's drift would have to be divided among them."""
 
     def fit_to_chance(self) -> None:
         """Cut all experts where there is no text."""

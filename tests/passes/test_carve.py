@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 import moec
 from moec.errors import MoecError
+from moec.execution.divergence import apart
+from moec.experts import carving
+from moec.experts.stream_step import Step
 from moec.passes.carve import Carve
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
+from moec.program.decoder_signature import text_inputs
 from moec.program.moe_call import MoeCall, moe_nodes
 from moec.program.program import Program
-from tests import zoo
+from tests import learned, zoo
 
 TOLERANCE = 2e-5  # of the reference's standard deviation
 SIZES = {"batch": 2, "sequence": 9}  # capture uses others
@@ -160,6 +164,39 @@ def test_carving_that_loses_to_static_pruning_says_so_first() -> None:
     assert "caution" not in good.facts and "loses to static pruning" in bad.facts["caution"]
     (mean,) = bad.facts["beside_static_pruning"]
     assert mean["static"] < mean["carved"] and mean["oracle"] <= mean["carved"]
+
+
+@pytest.mark.parametrize("active", [2, 4])
+def test_taking_back_what_earlier_layers_moved_brings_the_logits_nearer(active: int) -> None:
+    ids, judged = learned.texts()
+    calibration = Calibration(CalibrationText("text", 0, 25), "", ids.flatten())
+    dense, context = learned.captured(), Context(calibration=calibration)
+    sample = text_inputs(dense.inputs, judged)
+    wanted = learned.source().reference().run(sample)["logits"]
+
+    def lost(step: float | None) -> tuple[float, list[Any]]:
+        with pytest.MonkeyPatch.context() as patch:
+            if step is not None:
+                patch.setattr(carving, "best_step", lambda *_: Step(step, {0.0: 9.0, step: 9.0}))
+            done, steps = Pipeline.parse(f"carve(experts=8, active={active})").run(dense, context)
+        return apart(wanted, done.run(**sample)["logits"], True), steps[-1].facts["layers"]
+
+    found, layers = lost(None)
+    assert found < 0.93 * lost(0.0)[0] < 0.8 * lost(-1.0)[0]  # the plain fit, and one that adds to the drift
+    assert layers[1]["step"] == 1.0 and 0 < layers[1]["stream"] < 0.95 * layers[1]["stream without step"]
+
+
+def test_a_network_behind_which_stands_a_norm_keeps_its_own_fit_and_says_so() -> None:
+    for name, how, fitted in (
+        ("gemma2", "active=2", False),
+        ("gpt2", "active=2", True),
+        ("llama", "active=2, refit=False", None),
+        ("llama", "active=4", None),
+    ):
+        _, layers = carved(name, f"carve(experts=4, {how})")
+        for layer in layers:
+            assert ("step" in layer) == (fitted is not None) and ("stream" in layer) == bool(fitted)
+            assert fitted is not False or "residual stream" in layer["step"]
 
 
 def test_without_a_text_it_is_refused_before_any_work() -> None:

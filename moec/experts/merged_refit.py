@@ -1,0 +1,78 @@
+"""The last matrix of a fine-tune's network, fitted anew to the tokens that a merged model sends there.
+
+What exists once and routers' mistakes move the residual stream away from what each fine-tune makes of its own text. An
+expert takes a part of that back: ridge regression on what the stream lacks, for the tokens that the expert gets, of
+whichever text they are. A norm follows, so that a token counts by the inverse of its stream's mean square.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moec.experts.dense_network import Dense
+from moec.experts.stream_step import Step, best_step
+from moec.recognition.ffn import Ffn
+from moec.weights.lazy import Weight
+
+_STRENGTH = 1.0  # of the penalty on the change, in units of a neuron's mean energy
+_BLOCK = 2048  # tokens
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """Tokens of all texts at a place.
+
+    Attributes:
+        x: `[T, H]`, what the network reads. streams: `[T, H]`, behind the network of the text's own fine-tune.
+        wanted: `[T, H]`, what a network has to say so that the merged model's stream is that.
+        judges: bool `[T]`, whether a token is held out.
+    """
+
+    x: Tensor
+    streams: Tensor
+    wanted: Tensor
+    judges: Tensor
+
+    def of(self, chosen: Tensor) -> Arriving:
+        """The tokens that are chosen, bool `[T]`."""
+        return Arriving(*(value[chosen] for value in (self.x, self.streams, self.wanted, self.judges)))
+
+
+def refitted_expert(ffn: Ffn, own: Arriving) -> tuple[Tensor, Step]:
+    """The network's last matrix `[H, I]` in its dtype, fitted to the tokens that it gets, and how far it went."""
+    dense = Dense(ffn.w_in.load().float(), _loaded(ffn.b_in), ffn.w_out.load().float(), ffn.activation)
+    says = dense(own.x)
+    bias = _loaded(ffn.b_out)
+    says = says if bias is None else says + bias
+    lacking = own.wanted - says
+    counts = 1 / own.streams.square().mean(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    fits, judges = ~own.judges, own.judges
+    change = _solved(dense, own.x[fits], lacking[fits], counts[fits])
+    root = counts[judges].sqrt()
+    back = dense.hidden(own.x[judges]).float() @ change.T
+    step = best_step(root * lacking[judges], root * back, root * says[judges])
+    return (dense.w_out + step.taken * change).to(ffn.w_out.dtype), step
+
+
+def _solved(dense: Dense, x: Tensor, lacking: Tensor, counts: Tensor) -> Tensor:
+    """What to add to the last matrix, `[H, I]`; nothing where no token tells."""
+    rows, columns = dense.w_out.shape
+    moments, cross = torch.zeros(columns, columns), torch.zeros(columns, rows)
+    counts = counts / counts.mean() if len(counts) else counts
+    for start in range(0, len(x), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        hidden = dense.hidden(x[part]).float()
+        moments.addmm_((hidden * counts[part]).T, hidden)
+        cross.addmm_((hidden * counts[part]).T, lacking[part])
+    moments.diagonal().add_(max(_STRENGTH * float(moments.diagonal().mean()), 1e-12))
+    factor, failed = torch.linalg.cholesky_ex(moments)
+    if int(failed):  # nothing to go by
+        return torch.zeros(rows, columns)
+    return torch.cholesky_solve(cross, factor).T
+
+
+def _loaded(bias: Weight | None) -> Tensor | None:
+    return None if bias is None else bias.load().float()

@@ -1,0 +1,107 @@
+"""The residual stream behind a network: what the network's output is added to, and how far that has moved away from
+what it is in the untouched model.
+
+A network that is cut or merged changes the stream for all that follow. One that is fitted to the untouched model's
+stream, in place of its own old output, takes back what those before it have moved. That needs the stream of the
+untouched program, which runs beside: both stand at the same place, so that what one layer needs is held and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from moec.execution.lockstep import Lockstep, OperatorCalls, joined
+from moec.program.program import Program
+from moec.recognition.linear import passes_through, value_of
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where a network joins the residual stream.
+
+    Attributes:
+        total: the last addition. others: what is added to the network's output there and before, without it.
+    """
+
+    total: fx.Node
+    others: tuple[fx.Node, ...]
+
+
+def stream_of(output: fx.Node, before: fx.Node) -> Stream | str:
+    """What a network's output is added to; in words why that says nothing of it.
+
+    A block whose attention stands beside the network (GPT-J) adds both. A norm or a factor between the network and the
+    sum (Gemma 2) makes the sum another function of the output.
+
+    Args:
+        output: of the network. before: the operator where the network is fitted; what is added has to be known there.
+    """
+    order = {node: k for k, node in enumerate(output.graph.nodes)}
+    node, total, others = output, None, list[fx.Node]()
+    while len(node.users) == 1:
+        following = next(iter(node.users))
+        added = following.target is aten.add.Tensor and len(following.all_input_nodes) == 2 and not following.kwargs
+        if added:
+            (other,) = (n for n in following.all_input_nodes if n is not node)
+            if _rows(other) != _rows(output):
+                break
+            others.append(other)
+            total = following
+        elif following.op != "call_function" or not passes_through(following):
+            break
+        node = following
+    if total is None:
+        return "its output is not added to a residual stream as it is"
+    late = any(order[other] >= order[before] for other in others)
+    return "what is added to its output is computed behind it" if late else Stream(total, tuple(others))
+
+
+def _rows(node: fx.Node) -> list[str]:
+    """A value's size, without the form of its rows."""
+    value = value_of(node)
+    return [str(value.numel()), str(value.shape[-1])] if value.dim() else []
+
+
+class UntouchedStream:
+    """A program as it was, which runs beside the one that is changed.
+
+    Args:
+        program: the untouched one; nodes have the names that they have in the other. inputs: the same as the other's.
+    """
+
+    def __init__(self, program: Program, inputs: Sequence[Mapping[str, Tensor]]) -> None:
+        self._run = Lockstep(program, inputs)
+        self._nodes = {node.name: node for node in program.graph.nodes}
+        self._order = {name: k for k, name in enumerate(self._nodes)}
+        self._followed = -1
+
+    def follow(self, stream: Stream | str) -> Stream | str:
+        """The same stream, if it can be reached behind those that were followed before; else why not."""
+        if isinstance(stream, str):
+            return stream
+        at = self._order[stream.total.name]
+        if at <= self._followed:
+            return "its output joins the residual stream before another network's that is fitted earlier"
+        self._followed = at
+        return stream
+
+    def at(self, stream: Stream) -> Tensor:
+        """The stream behind a network, `[T, H]` float32 of all inputs. Streams are asked for in the order in which they
+        were followed."""
+        reached = self._run.reach(self._nodes[stream.total.name])
+        return joined(reached.values(0)).float() + joined(reached.values(1)).float()
+
+
+def without_network(stream: Stream, calls: OperatorCalls) -> Tensor:
+    """The stream behind a network but for what the network says, `[T, H]` float32 of all inputs.
+
+    Args:
+        calls: in the program that is changed, of the operator where the network is fitted.
+    """
+    return torch.stack([joined(calls.earlier(other)).float() for other in stream.others]).sum(0)
