@@ -6,14 +6,16 @@ import ctypes
 import mmap
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from moec.dialect import Activation
+from moec.kernels.cpu.structures import open_library
 from tests.backends.onnxruntime.blocks import ACTIVATIONS, choice, error, tokens
-from tests.kernels.cpu.calls import ISAS, Mixture, Stack, here, load, run
+from tests.kernels.cpu.calls import ISAS, Mixture, Stack, here, run
 
 LIMIT = 3e-6  # of float32 sums of some hundred products, in standard deviations
 SIZES = [(32, 24), (17, 5), (1, 1), (48, 33), (130, 70)]  # hidden, inner
@@ -21,8 +23,8 @@ ALL = [*ACTIVATIONS, Activation("silu", cap=0.8, up_cap=0.6), Activation("silu",
 
 
 @pytest.fixture(scope="session")
-def library(cpu_kernels_file: str) -> ctypes.CDLL:
-    return load(cpu_kernels_file)  # type: ignore[arg-type]
+def library(cpu_kernels_file: Path) -> ctypes.CDLL:
+    return open_library(cpu_kernels_file)
 
 
 def mixture(
