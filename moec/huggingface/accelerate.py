@@ -32,7 +32,8 @@ def accelerate(model: _Model, *, check: bool = False, tune: float = 0.0) -> _Mod
     turned in memory, too, and keep their shapes.
 
     Args:
-        model: a `PreTrainedModel` on CUDA, in float16, bfloat16 or float32; or on the CPU, in float32.
+        model: a `PreTrainedModel` on CUDA, in float16, bfloat16 or float32; or on the CPU, in bfloat16
+            or float32.
         check: look at the ids of each call, which waits for the device, and raise M212 for one that is no expert.
             Without it, and in what is compiled, exported or captured in a CUDA graph, where nobody can look, such a
             choice adds nothing to its token. On a CPU every call looks.
@@ -166,7 +167,7 @@ def _arrange(path: str, module: Any, gate: Gate, check: bool) -> None:
 
 
 def _lay_rows(module: Any) -> None:
-    """Let each row of the matrices lie in one piece, as the kernels for CPUs read it, whatever the parameter's shape."""
+    """Let each row of the matrices lie in one piece, as the kernels for CPUs read it; shapes stay what they are."""
     for name in (module._moec_first, "down_proj") if module.is_transposed else ():
         parameter = getattr(module, name)
         if not parameter.mT.is_contiguous():
@@ -175,11 +176,11 @@ def _lay_rows(module: Any) -> None:
         module._moec_turned = module.register_state_dict_post_hook(_as_dense)
 
 
-def _as_dense(_module: Any, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+def _as_dense(module: Any, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
     """What safetensors takes: elements in the order of their indices."""
-    for name, value in state.items():
-        if name.startswith(prefix):
-            state[name] = value.contiguous()
+    for name in (module._moec_first, "down_proj"):
+        if (value := state.get(prefix + name)) is not None:
+            state[prefix + name] = value.contiguous()
 
 
 def _as_stored(module: Any, state: dict[str, Any], prefix: str, _metadata: Any) -> None:

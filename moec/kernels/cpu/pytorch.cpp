@@ -1,7 +1,8 @@
 // What PyTorch calls through ctypes: one block, on the threads that PyTorch itself works with.
 //
-// Those are a team of OpenMP threads. The function that starts a region on a team is handed in, out of the OpenMP library
-// that PyTorch was linked with: a pool or an OpenMP library of our own would have threads that spin beside PyTorch's.
+// Those are a team of OpenMP threads. The function that starts a region on a team is handed in, out of the OpenMP
+// library that PyTorch was linked with: a pool or an OpenMP library of our own would have threads that spin beside
+// PyTorch's.
 #include <atomic>
 #include <exception>
 #include <new>

@@ -17,14 +17,15 @@ from moec.kernels.checks import check_shapes
 from moec.kernels.cpu.library import require_library
 from moec.kernels.cpu.structures import BlockStructure, MatrixStructure, activation_structure, open_library
 
-DTYPES = (torch.float32,)
+DTYPES = (torch.bfloat16, torch.float32)
 
 
 def experts(
     x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor, b_in: Tensor | None = None, b_out: Tensor |
     None = None, **rule: Any,
 ) -> Tensor:  # fmt: skip
-    """`moec::experts`, a token's result independent of the other tokens and of the number of threads. What the library
+    """`moec::experts`, a token's result independent of the other tokens and of the number of threads. Matrices in
+    bfloat16 are read as they lie; between tokens in bfloat16 and results in it everything is float32. What the library
     does not read (other dtypes, matrices whose rows are no rows in memory) goes to the reference.
 
     Raises:
@@ -35,7 +36,7 @@ def experts(
     if not _reads(x, ids, weights, w_in, w_out, b_in, b_out):
         expert = dense_expert(w_in, w_out, b_in, b_out, activation)
         return experts_reference(x, ids, weights, expert, w_in.shape[0], before)
-    rows, chosen, scale = x.contiguous(), ids.contiguous(), weights.float().contiguous()
+    rows, chosen, scale = x.float().contiguous(), ids.contiguous(), weights.float().contiguous()
     y = torch.empty_like(rows)
     block = BlockStructure(
         rows.data_ptr(), chosen.data_ptr(), scale.data_ptr(), y.data_ptr(), ids[..., 0].numel(), ids.shape[-1],
@@ -46,25 +47,28 @@ def experts(
     if wrong := own.moec_cpu_experts_on_team(ctypes.byref(block), _parallel(), torch.get_num_threads()):
         check_ids(ids, w_in.shape[0])
         raise MoecError("M212", wrong.decode(), "moec::experts", "pass fewer tokens a call")
-    return y
+    return y.to(x.dtype)
 
 
-def _reads(x: Tensor, ids: Tensor, weights: Tensor, *experts: Tensor | None) -> bool:
+def _reads(
+    x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor, b_in: Tensor | None, b_out: Tensor | None
+) -> bool:
     """Whether the library takes these tensors."""
-    given = [t for t in experts if t is not None]
+    stacks = ((w_in, b_in), (w_out, b_out))
+    given = [t for stack in stacks for t in stack if t is not None]
     return (
         x.dtype in DTYPES
         and ids.dtype == torch.int64
         and weights.dtype != torch.float64
-        and all(t.dtype in DTYPES and t.layout == torch.strided and t.is_contiguous() for t in given)
+        and all(w.dtype in DTYPES and (b is None or b.dtype == w.dtype) for w, b in stacks)
+        and all(t.layout == torch.strided and t.is_contiguous() for t in given)
     )
 
 
 def _matrix(weight: Tensor, bias: Tensor | None) -> MatrixStructure:
-    return MatrixStructure(
-        weight.data_ptr(), None, None, None if bias is None else bias.data_ptr(), weight.shape[1], weight.shape[2], 0,
-        32,
-    )  # fmt: skip
+    own = None if bias is None else bias.data_ptr()
+    bits = weight.element_size() * 8
+    return MatrixStructure(weight.data_ptr(), None, None, own, weight.shape[1], weight.shape[2], 0, bits)
 
 
 @lru_cache(None)

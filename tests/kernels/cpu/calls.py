@@ -19,7 +19,7 @@ Place = Callable[[Tensor], Tensor]  # where a buffer lies in memory
 @dataclass(frozen=True)
 class Stack:
     """Matrices `[E, rows, columns]` as a kernel reads them. codes: uint8, with `scale` and maybe `zero`; else float32
-    in `data`."""
+    or bfloat16 in `data`, and in `bias`."""
 
     data: Tensor
     columns: int
@@ -41,7 +41,7 @@ class Stack:
 
     def dense(self) -> Tensor:
         """The numbers that it stands for, in float32."""
-        return self.data if self.scale is None else dequantize(self.data, self.scale, self.zero, bits=self.bits)
+        return self.data.float() if self.scale is None else dequantize(self.data, self.scale, self.zero, bits=self.bits)
 
 
 @dataclass(frozen=True)

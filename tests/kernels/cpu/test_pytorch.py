@@ -113,6 +113,17 @@ def test_work_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [(3, None)] * 2
 
 
+def test_bfloat16_is_rounded_at_the_border_alone() -> None:
+    block, (ids, weights) = mixture(130, 70, biases=True, bits=16), choice(40, experts=6, top_k=2)
+    x = tokens(40, hidden=130).bfloat16()
+    found, inside = run(block, x, ids, weights.bfloat16()), run(block, x.float(), ids, weights.bfloat16())
+    assert found.dtype == torch.bfloat16 and inside.dtype == torch.float32
+    assert torch.equal(found, inside.bfloat16())
+    assert error(inside, wanted(block, x, ids, weights.bfloat16())) < LIMIT
+    reference = run(block, x, ids, weights.bfloat16(), "experts")  # rounds between the products
+    assert error(reference.float(), inside) > 100 * LIMIT
+
+
 def test_what_the_library_does_not_read_goes_to_the_reference() -> None:
     block, x, (ids, weights) = mixture(biases=True), tokens(4, hidden=32), choice(4, experts=6, top_k=2)
     rule, want = block.activation.arguments(), wanted(block, x, ids, weights)
