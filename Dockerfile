@@ -6,7 +6,7 @@ ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS wheel
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY moec moec
 COPY passes passes
 COPY backends backends

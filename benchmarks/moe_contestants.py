@@ -75,6 +75,19 @@ def torch_model(case: Case, implementation: str, compiled: bool = False) -> Prep
     return prepare
 
 
+def moec_accelerate(case: Case) -> Prepare:
+    """The model in PyTorch with moec's kernels for its experts; needs `make kernels`."""
+    import moec
+
+    model = moec.accelerate(case.model())
+
+    def prepare(ids: Tensor) -> Callable[[], Any]:
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        return lambda: model(**inputs)[0].numpy()
+
+    return prepare
+
+
 def moec_engine(case: Case, optimize_for: str, target: str = "onnxruntime") -> Prepare:
     """What a user gets from `moec.compile`; the target `onnxruntime:cuda` is ONNX Runtime's MoE operator, run on the
     CPU here."""
@@ -145,6 +158,7 @@ CONTESTANTS: dict[str, Callable[[Case], Prepare]] = {
     "moec latency": lambda case: moec_engine(case, "latency"),
     "moec throughput": lambda case: moec_engine(case, "throughput"),
     "moec, own kernel": lambda case: moec_engine(case, "latency", "onnxruntime:kernels=moec"),
+    "moec accelerate": moec_accelerate,
     "MoE operator": lambda case: moec_engine(case, "latency", "onnxruntime:cuda"),
     "eager": lambda case: torch_model(case, "eager"),
     "grouped_mm": lambda case: torch_model(case, "grouped_mm"),

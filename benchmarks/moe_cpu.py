@@ -1,7 +1,7 @@
 """Mixture-of-experts blocks on this machine's CPU: moec's two formulations beside PyTorch's, transformers' and the
 memory's speed.
 
-usage: python benchmarks/moe_cpu.py [--case A B] [--tokens 1 16 128 1024] [--seconds 20] [--sittings 2] [--patience 1]
+usage: python benchmarks/moe_cpu.py [--case A B] [--tokens 1 4 16 128 1024] [--seconds 20] [--sittings 2] [--patience 1]
 [--json] [--save]
 
 Two blocks, SwiGLU in float32, random weights: A is Mixtral's (hidden 1024, 8 experts of 2048, top-2), B is Qwen3-MoE's
@@ -43,6 +43,7 @@ from moec.execution.machine import cores
 RESULTS = Path(__file__).with_name("results")
 SHAPES = {
     1: (1, 1),
+    4: (1, 4),
     16: (1, 16),
     128: (2, 64),
     1024: (16, 64),
@@ -222,7 +223,7 @@ def table(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--tokens", nargs="+", type=int, choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--tokens", nargs="+", type=int, choices=list(SHAPES), default=[1, 16, 128, 1024])
     parser.add_argument(
         "--only",
         nargs="+",

@@ -92,6 +92,7 @@ THROUGH = {
     "moec/huggingface/untouched.py": "tests/huggingface/test_source.py",
     "moec/proof/feeding.py": "tests/proof/test_cache_consistency.py",
     "moec/version.py": "tests/cli/test_cli.py",
+    "moec/kernels/cpu/structures.py": "tests/kernels/cpu/test_experts.py",
     "backends/onnxruntime/backend.py": "tests/backends/test_conformance.py",
 }
 

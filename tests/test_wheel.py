@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from moec.kernels.cpu.building import LIBRARY
+from moec.kernels.cpu.building import LIBRARY, compiler
 
 ROOT = Path(__file__).parents[1]
 HOMES = {"moec": "moec", "passes": "moec/passes", "backends": "moec/backends"}  # folder -> place in the wheel
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", *HOMES)
+SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", *HOMES)
+KERNELS = f"moec/kernels/cpu/{LIBRARY}"
 
 
 def tree(root: Path) -> set[str]:
-    """Every file of the packages, code and data, where the wheel must have it; nothing that was compiled here, since
-    the wheel is for any processor."""
+    """Every file of the packages, code and data, where the wheel must have it; no library that was compiled there."""
     found = [p for folder in HOMES for p in (root / folder).rglob("*") if p.is_file() and p.suffix != ".so"]
     files = [p.relative_to(root) for p in found]
     return {str(Path(HOMES[f.parts[0]], *f.parts[1:])) for f in files if "__pycache__" not in f.parts}
@@ -44,10 +45,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build(source: Path, out: Path) -> Path:
-    """The wheel of a tree, built in an environment of its own. Skips where pip cannot get the build's own tools."""
+def build(source: Path, out: Path, cxx: str = "false") -> Path:
+    """The wheel of a tree, built in an environment of its own. Skips where pip cannot get the build's own tools.
+
+    Args:
+        cxx: the C++ compiler; by default one that fails, which is quick.
+    """
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CXX": cxx})
     if done.returncode and "No matching distribution found for setuptools" in done.stderr:
         pytest.skip("pip cannot get setuptools here, which builds the wheel")
     assert done.returncode == 0, done.stderr
@@ -66,6 +71,27 @@ def test_the_wheel_holds_every_file(wheel: zipfile.ZipFile, source: Path) -> Non
     assert wheel_files == tree(source)
     assert {"moec/py.typed", "moec/kernels/tiles.toml", "moec/backends/tensorrt/operators.toml"} <= wheel_files
     assert any(n.startswith("moec/report/templates/") for n in wheel_files) and "moec/presets/int4.toml" in wheel_files
+
+
+@pytest.mark.slow
+def test_a_wheel_without_kernels_is_for_any_processor(wheel: zipfile.ZipFile) -> None:
+    assert str(wheel.filename).endswith("-py3-none-any.whl") and KERNELS not in wheel.namelist()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
+def test_with_a_compiler_the_wheel_holds_kernels_that_run(source: Path, tmp_path: Path) -> None:
+    built = build(source, tmp_path, str(compiler()))
+    assert "-py3-none-linux_" in built.name, "the processor is in its name, no version of Python"
+    zipfile.ZipFile(built).extractall(tmp_path / "site")
+    asked = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from moec.kernels.cpu import library; print(library.library(), library.why_not(), sep='|')\n"
+        "import ctypes; assert ctypes.CDLL(str(library.library())).moec_cpu_isa(b'')"
+    )
+    command = [sys.executable, "-I", "-c", asked, str(tmp_path / "site")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{tmp_path / 'site' / KERNELS}|", done.stderr
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ that a graph with data-dependent routing stays static, exports with dynamic shap
 PyTorch as it is. Importing this package registers them.
 """
 
+from moec.dialect import cpu as _cpu  # noqa: F401
 from moec.dialect import cuda as _cuda  # noqa: F401
 from moec.dialect.activation import ACTIVATIONS, Activation
 from moec.dialect.attention import attention, attention_reference

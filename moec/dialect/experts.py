@@ -114,7 +114,7 @@ def experts(
 
 
 @experts.register_fake
-def _(
+def fake_experts(
     x: Tensor,
     ids: Tensor,
     weights: Tensor,
@@ -124,19 +124,22 @@ def _(
     b_out: Tensor | None = None,
     **_rule: Any,
 ) -> Tensor:
+    """The shape and dtype of the result."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+def set_up(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+    """Keep for autograd what the derivative needs."""
     ctx.save_for_backward(*inputs)
     ctx.rule = json.dumps(keyword_only_inputs)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def pull_back(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of the operator's arguments, by `experts_backward`."""
     saved, train_experts = ctx.saved_tensors, any(ctx.needs_input_grad[3:])
     d_x, d_weights, *d_experts = experts_backward(grad, *saved, ctx.rule, train_experts)
     own = iter(d_experts)
     return d_x, None, d_weights, *(next(own) if train_experts and t is not None else None for t in saved[3:])
 
 
-torch.library.register_autograd("moec::experts", _backward, setup_context=_setup)
+torch.library.register_autograd("moec::experts", pull_back, setup_context=set_up)

@@ -1,4 +1,4 @@
-"""`moec.accelerate`: a transformers model's experts on moec's CUDA kernels, in place."""
+"""`moec.accelerate`: a transformers model's experts on moec's kernels for CUDA or for CPUs, in place."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from moec.errors import MoecError
 from moec.huggingface.operators.experts import in_interface, refuse
 from moec.huggingface.operators.gate import Gate, canonical, identify, stored
 from moec.kernels.checks import DTYPES, check_ids
+from moec.kernels.cpu.library import require_library
+from moec.kernels.cpu.pytorch import DTYPES as DTYPES_ON_CPU
 from moec.kernels.starting import interpreting
 
 IMPLEMENTATION = "moec-kernels"
@@ -21,28 +23,30 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 def accelerate(model: _Model, *, check: bool = False, tune: float = 0.0) -> _Model:
     """Switch every experts block of a transformers model to `moec::experts`, whose CUDA implementation are moec's
-    kernels.
+    kernels, or on a CPU to `moec::experts_on_cpu`, which is moec's library of kernels for CPUs.
 
     The model stays what it was: it can be called, compiled, exported, captured in a CUDA graph (after a first call, in
     which the kernels are compiled), trained (the backward is a plain one) and saved. Weights are not copied. Those of
     gpt-oss, whose rows are interleaved, are put in order, one block after the other: its `state_dict` still shows them
-    as they were, but it cannot go back to another experts implementation.
+    as they were, but it cannot go back to another experts implementation. On a CPU matrices that lie transposed are
+    turned in memory, too, and keep their shapes.
 
     Args:
-        model: a `PreTrainedModel` on CUDA, in float16, bfloat16 or float32.
+        model: a `PreTrainedModel` on CUDA, in float16, bfloat16 or float32; or on the CPU, in bfloat16
+            or float32.
         check: look at the ids of each call, which waits for the device, and raise M212 for one that is no expert.
             Without it, and in what is compiled, exported or captured in a CUDA graph, where nobody can look, such a
-            choice adds nothing to its token.
+            choice adds nothing to its token. On a CPU every call looks.
         tune: seconds that may be spent on measuring, with this model's experts on this GPU, how the work is best cut;
             what is found is used in this process, and said on stderr. `benchmarks/moe_gpu.py --tune` measures for good.
-            0: the committed table.
+            0: the committed table. On a CPU there is nothing to measure.
 
     Returns:
         The same model.
 
     Raises:
-        MoecError: M302 off CUDA, M301 without Triton, M212 for another dtype, M206 for a block that moec doesn't know;
-            then nothing has been changed.
+        MoecError: M302 on another device, M301 without Triton, or on a CPU without the library, M212 for another dtype,
+            M206 for a block that moec doesn't know; then nothing has been changed.
     """
     if not hasattr(model, "set_experts_implementation"):
         raise MoecError(
@@ -57,15 +61,20 @@ def accelerate(model: _Model, *, check: bool = False, tune: float = 0.0) -> _Mod
         raise MoecError(
             "M206", f"no block of {type(model).__name__} is in transformers' experts interface", "moec.accelerate", fix
         )
-    gates = _gates(found)
+    gates, on_cpu = _gates(found), _all_on_cpu(found)
     for path, module in found.items():
-        _check(path, module)
+        _check(path, module, on_cpu)
+    if on_cpu:
+        require_library("moec.accelerate")
     for path, module in found.items():
         _arrange(path, module, gates[path], check)
+        if on_cpu:
+            _lay_rows(module)
+        module._moec_on_cpu = on_cpu
     _register()
     interface: Any = model
     interface.set_experts_implementation(IMPLEMENTATION)
-    if tune:
+    if tune and not on_cpu:
         _tune(list(found.values()), tune)
     return model
 
@@ -113,10 +122,17 @@ def _gates(found: dict[str, Any]) -> dict[str, Gate]:
     return gates
 
 
-def _check(path: str, module: nn.Module) -> None:
+def _all_on_cpu(found: dict[str, Any]) -> bool:
+    """Whether the kernels for CPUs are meant. Triton's interpreter runs those for CUDA on a CPU."""
+    devices = {parameter.device.type for module in found.values() for parameter in module.parameters()}
+    return devices == {"cpu"} and not interpreting()
+
+
+def _check(path: str, module: nn.Module, on_cpu: bool) -> None:
     """Raise M302, M301 or M212 unless the kernels take this block's parameters."""
+    dtypes = DTYPES_ON_CPU if on_cpu else DTYPES
     for name, parameter in module.named_parameters():
-        if parameter.device.type != "cuda" and not interpreting():
+        if parameter.device.type != "cuda" and not interpreting() and not on_cpu:
             fix = (
                 'move the model first: model.to("cuda")'
                 if torch.cuda.is_available()
@@ -125,12 +141,12 @@ def _check(path: str, module: nn.Module) -> None:
             raise MoecError(
                 "M302", f"the experts are on {parameter.device}, and the kernels run on CUDA", f"{path}.{name}", fix
             )
-        if parameter.dtype not in DTYPES:
-            fix = "load the model in float16, bfloat16 or float32"
+        if parameter.dtype not in dtypes:
+            fix = "load the model in " + " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise MoecError(
                 "M212", f"the parameter is {parameter.dtype}, which the kernels don't take", f"{path}.{name}", fix
             )
-    if find_spec("triton") is None:
+    if not on_cpu and find_spec("triton") is None:
         raise MoecError("M301", "Triton is not installed", "moec.accelerate", "pip install moec[triton]")
 
 
@@ -148,6 +164,23 @@ def _arrange(path: str, module: Any, gate: Gate, check: bool) -> None:
         module.register_state_dict_post_hook(_as_stored)
         module._moec_rearranged = True
     module._moec_gate, module._moec_first, module._moec_check = gate, first, check
+
+
+def _lay_rows(module: Any) -> None:
+    """Let each row of the matrices lie in one piece, as the kernels for CPUs read it; shapes stay what they are."""
+    for name in (module._moec_first, "down_proj") if module.is_transposed else ():
+        parameter = getattr(module, name)
+        if not parameter.mT.is_contiguous():
+            parameter.data = parameter.data.mT.contiguous().mT
+    if module.is_transposed and not hasattr(module, "_moec_turned"):
+        module._moec_turned = module.register_state_dict_post_hook(_as_dense)
+
+
+def _as_dense(module: Any, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """What safetensors takes: elements in the order of their indices."""
+    for name in (module._moec_first, "down_proj"):
+        if (value := state.get(prefix + name)) is not None:
+            state[prefix + name] = value.contiguous()
 
 
 def _as_stored(module: Any, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
@@ -183,5 +216,8 @@ def _forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weight
     ):
         check_ids(ids, w_in.shape[0])
     rule = self._moec_gate.activation.arguments()
-    result: Tensor = torch.ops.moec.experts(hidden_states, ids, top_k_weights, w_in, w_out, bias_in, bias_out, **rule)
+    # what is exported may run elsewhere
+    here = self._moec_on_cpu and hidden_states.device.type == "cpu" and not torch.compiler.is_exporting()
+    operator = torch.ops.moec.experts_on_cpu if here else torch.ops.moec.experts
+    result: Tensor = operator(hidden_states, ids, top_k_weights, w_in, w_out, bias_in, bias_out, **rule)
     return result

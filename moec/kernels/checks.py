@@ -19,7 +19,7 @@ LARGEST = (
     # what the kernels count in 32 bits: pairs, tokens, elements of one expert; a block's lanes beyond the last are
     # counted too
 )
-__all__ = ["DTYPES", "LARGEST", "check_experts", "check_ids", "check_route", "check_router"]
+__all__ = ["DTYPES", "LARGEST", "check_experts", "check_ids", "check_route", "check_router", "check_shapes"]
 
 
 def check_route(logits: Tensor, bias: Tensor | None, rule: Routing) -> None:
@@ -106,10 +106,10 @@ def check_experts(
         if isinstance(weight, ExpertCodes):
             _check_packed(weight, f"{where}, {name}")
     _demand(not (rule.cap or rule.up_cap), "the kernels have no soft caps between an expert's matrices", where)
-    _check_shapes(x, ids, weights, w_in, w_out, b_in, b_out, rule)
+    check_shapes(x, ids, weights, w_in, w_out, b_in, b_out, rule)
 
 
-def _check_shapes(
+def check_shapes(
     x: Tensor,
     ids: Tensor,
     weights: Tensor,
@@ -119,6 +119,7 @@ def _check_shapes(
     b_out: Tensor | None,
     rule: Activation,
 ) -> None:
+    """Raise M212 unless these are of shapes that fit together."""
     where = "moec::experts"
     _demand(x.dim() > 0 and ids.dim() > 0 and ids.shape[-1] > 0, lambda: f"x is {_of(x)}, ids {_of(ids)}", where)
     _demand(

@@ -15,13 +15,12 @@ from moec.backends.onnx.emit import Emitter
 from moec.backends.onnx.moe_node import MoeNode
 from moec.dialect import Activation, Routing
 from moec.dialect.routing import COMBINES, SCORES
+from moec.kernels.cpu.structures import FUNCTIONS
 from moec.weights.lazy import Weight
 from moec.weights.weight import PackedWeight
 
 OWN = "moec.cpu"  # the domain of the library's operators
 FORMULATION = "own kernel"
-# by their numbers in moec/kernels/cpu/block.h
-FUNCTIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh", "sigmoid", "identity")
 BITS = (2, 4, 8)
 
 

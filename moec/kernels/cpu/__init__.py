@@ -1,1 +1,1 @@
-"""Kernels for CPUs: experts of a mixture as an operator of ONNX Runtime, in a library of its own."""
+"""Kernels for CPUs: experts of a mixture as an operator of ONNX Runtime and of PyTorch, in a library of its own."""

@@ -6,20 +6,21 @@
 
 namespace moec {
 
-// A stack of matrices [experts, rows, columns]: float32, or codes of `bits` bits with a scale for each `group` of
-// columns. Element k of a row of codes stands in byte k / (8 / bits), the first in the lowest bits; its value is
+// A stack of matrices [experts, rows, columns]: float32, bfloat16, or codes of `bits` bits with a scale for each `group`
+// of columns. Element k of a row of codes stands in byte k / (8 / bits), the first in the lowest bits; its value is
 // (code - zero) * scale, rounded once.
 struct Matrix {
     const void* data;
-    const float* scale;   // [experts, rows, columns / group], or null for float32
+    const float* scale;   // [experts, rows, columns / group], or null where there are no codes
     const uint8_t* zero;  // like scale, or null: the middle of the codes
-    const float* bias;    // [experts, rows], or null
+    const void* bias;     // [experts, rows] in bfloat16 where the matrix is, else in float32; or null
     size_t rows, columns, group;
-    int bits;  // 32 for float32, else 8, 4 or 2
+    int bits;  // 32 for float32, 16 for bfloat16, else 8, 4 or 2
 
     size_t row_bytes() const { return columns * static_cast<size_t>(bits) / 8; }
     // columns of codes that lie in 16 bytes: their order in memory of floats is by place in a byte first
-    size_t chunk() const { return bits == 32 ? 1 : 16 * 8 / static_cast<size_t>(bits); }
+    size_t chunk() const { return has_codes() ? 16 * 8 / static_cast<size_t>(bits) : 1; }
+    bool has_codes() const { return bits <= 8; }
 };
 
 enum Function { SILU, GELU, GELU_TANH, RELU, RELU2, TANH, SIGMOID, IDENTITY, FUNCTIONS };

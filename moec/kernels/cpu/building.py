@@ -42,9 +42,10 @@ def units() -> list[tuple[str, str, tuple[str, ...]]]:
     """What is compiled: a name, its source, and flags of its own."""
     found: list[tuple[str, str, tuple[str, ...]]]
     found = [(path.stem, path.name, ("-O3",)) for path in sorted(SOURCES.glob("*.cpp")) if path.stem != "isa"]
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return [*found, ("isa_plain", "isa.cpp", ("-O3",))]  # all that there is
     found += [("isa_plain", "isa.cpp", ("-O1",))]  # the reference; larger code would not make it fast
-    if platform.machine() in ("x86_64", "AMD64"):
-        found += [("isa_avx2", "isa.cpp", ("-O3", *AVX2)), ("isa_avx512", "isa.cpp", ("-O3", *AVX512))]
+    found += [("isa_avx2", "isa.cpp", ("-O3", *AVX2)), ("isa_avx512", "isa.cpp", ("-O3", *AVX512))]
     return found
 
 

@@ -1,5 +1,6 @@
 // One call of a block: tokens are sorted by expert, then two parallel regions, over neurons and over outputs.
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -136,8 +137,19 @@ void cut(Call& call) {
 }
 
 std::unique_ptr<float[]> room_to_unpack(const Matrix& m, size_t tokens) {
-    if (m.bits == 32 || tokens <= DIRECT) return nullptr;
+    if (!m.has_codes() || tokens <= DIRECT) return nullptr;
     return std::unique_ptr<float[]>(new float[UNPACKED * m.columns]);
+}
+
+// The bias of some rows in float32, as it lies or widened in `place`; null where there is none.
+const float* bias_of(const Matrix& m, size_t row, size_t rows, float* place) {
+    if (!m.bias || m.bits != 16) return m.bias ? static_cast<const float*>(m.bias) + row : nullptr;
+    const uint16_t* from = static_cast<const uint16_t*>(m.bias) + row;
+    for (size_t i = 0; i < rows; i++) {
+        const uint32_t bits = static_cast<uint32_t>(from[i]) << 16;
+        std::memcpy(place + i, &bits, sizeof(bits));
+    }
+    return place;
 }
 
 void add_bias(const float* bias, float* rows, size_t tokens, size_t n) {
@@ -151,8 +163,10 @@ void neurons(Call& call, size_t which) {
     const Piece& piece = call.pieces[which];
     const size_t count = call.count(piece.expert), n = piece.rows, chunk = b.out.chunk();
     const auto unpacked = room_to_unpack(b.in, std::min(count, TOGETHER));
-    const float* bias = b.in.bias ? b.in.bias + piece.expert * b.in.rows + piece.first : nullptr;
-    alignas(64) float gate[TOGETHER * MOST_ROWS], up[TOGETHER * MOST_ROWS], active[MOST_ROWS];
+    const size_t row = piece.expert * b.in.rows + piece.first;
+    alignas(64) float gate[TOGETHER * MOST_ROWS], up[TOGETHER * MOST_ROWS], active[MOST_ROWS], place[2][MOST_ROWS];
+    const float* bias = bias_of(b.in, row, n, place[0]);
+    const float* up_bias = b.activation.gated ? bias_of(b.in, row + b.inner, n, place[1]) : nullptr;
     for (size_t done = 0; done < count; done += TOGETHER) {
         const size_t some = std::min(TOGETHER, count - done), at = call.starts[piece.expert] + done;
         const float* const* x = call.x.data() + at;
@@ -160,7 +174,7 @@ void neurons(Call& call, size_t which) {
         add_bias(bias, gate, some, n);
         if (b.activation.gated) {
             call.isa.products(b.in, piece.expert, b.inner + piece.first, n, x, some, up, n, unpacked.get());
-            add_bias(bias ? bias + b.inner : nullptr, up, some, n);
+            add_bias(up_bias, up, some, n);
         }
         for (size_t t = 0; t < some; t++) {
             float* to = call.hidden + (at + t) * b.inner + piece.first;
@@ -176,11 +190,11 @@ void outputs(Call& call, size_t which) {
     const Block& b = call.block;
     const size_t first = which * call.out_rows, n = std::min(call.out_rows, b.hidden - first);
     std::unique_ptr<float[]> unpacked;
-    alignas(64) float sums[TOGETHER * MOST_ROWS];
+    alignas(64) float sums[TOGETHER * MOST_ROWS], place[MOST_ROWS];
     const float* x[TOGETHER];
     for (size_t t = 0; t < b.tokens; t++) std::fill_n(b.y + t * b.hidden + first, n, 0.0f);
     for (size_t e : call.busy) {
-        const float* bias = b.out.bias ? b.out.bias + e * b.hidden + first : nullptr;
+        const float* bias = bias_of(b.out, e * b.hidden + first, n, place);
         if (!unpacked) unpacked = room_to_unpack(b.out, std::min(call.count(e), TOGETHER));
         for (size_t done = 0; done < call.count(e); done += TOGETHER) {
             const size_t some = std::min(TOGETHER, call.count(e) - done), at = call.starts[e] + done;

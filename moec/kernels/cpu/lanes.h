@@ -18,6 +18,11 @@ namespace {
 
 constexpr size_t LANES = 16;
 
+// bfloat16: the upper half of a float32, which is what a load makes of it.
+struct Half {
+    uint16_t bits;
+};
+
 #if defined(__AVX512F__)
 
 struct Lanes {
@@ -31,6 +36,11 @@ inline Lanes every(float x) { return {_mm512_set1_ps(x)}; }
 inline Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline __mmask16 first(size_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 inline Lanes load_part(const float* p, size_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+inline Lanes widened(__m256i halves) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
+}
+inline Lanes load(const Half* p) { return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline Lanes load_part(const Half* p, size_t n) { return widened(_mm256_maskz_loadu_epi16(first(n), p)); }
 inline void store(float* p, Lanes a) { _mm512_storeu_ps(p, a.v); }
 inline void store_part(float* p, Lanes a, size_t n) { _mm512_mask_storeu_ps(p, first(n), a.v); }
 inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
@@ -100,6 +110,18 @@ inline __m256i first(size_t n) {
 inline Lanes load_part(const float* p, size_t n) {
     return {_mm256_maskload_ps(p, first(n)), n > 8 ? _mm256_maskload_ps(p + 8, first(n - 8)) : _mm256_setzero_ps()};
 }
+inline __m256 widened(__m128i halves) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+inline Lanes load(const Half* p) {
+    const __m128i* both = reinterpret_cast<const __m128i*>(p);
+    return {widened(_mm_loadu_si128(both)), widened(_mm_loadu_si128(both + 1))};
+}
+inline Lanes load_part(const Half* p, size_t n) {
+    Half all[LANES] = {};
+    std::memcpy(all, p, n * sizeof(Half));
+    return load(all);
+}
 inline void store(float* p, Lanes a) { _mm256_storeu_ps(p, a.l), _mm256_storeu_ps(p + 8, a.h); }
 inline void store_part(float* p, Lanes a, size_t n) {
     _mm256_maskstore_ps(p, first(n), a.l);
@@ -164,6 +186,14 @@ template <class F> inline Lanes each(F f) {
 inline Lanes every(float x) { return each([&](size_t) { return x; }); }
 inline Lanes load(const float* p) { return each([&](size_t i) { return p[i]; }); }
 inline Lanes load_part(const float* p, size_t n) { return each([&](size_t i) { return i < n ? p[i] : 0.0f; }); }
+inline Lanes load_part(const Half* p, size_t n) {
+    uint32_t bits[LANES] = {};
+    for (size_t i = 0; i < n; i++) bits[i] = static_cast<uint32_t>(p[i].bits) << 16;
+    Lanes found;
+    std::memcpy(found.v, bits, sizeof(bits));
+    return found;
+}
+inline Lanes load(const Half* p) { return load_part(p, LANES); }
 inline void store_part(float* p, Lanes a, size_t n) { std::memcpy(p, a.v, n * sizeof(float)); }
 inline void store(float* p, Lanes a) { store_part(p, a, LANES); }
 inline Lanes fma(Lanes a, Lanes b, Lanes c) { return each([&](size_t i) { return std::fma(a.v[i], b.v[i], c.v[i]); }); }

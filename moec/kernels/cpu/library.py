@@ -40,9 +40,9 @@ def way_out() -> str:
     return f"unset {PLACE}, or {make} --out ${PLACE}" if os.environ.get(PLACE) else make
 
 
-def require_library() -> Path:
+def require_library(wanted_by: str = "kernels=moec") -> Path:
     """The file of the compiled kernels. Raises M301 where it is not there, or is of other sources."""
     found, wrong = library(), why_not()
     if found is None or wrong:
-        raise MoecError("M301", wrong, "kernels=moec", way_out())
+        raise MoecError("M301", wrong, wanted_by, way_out())
     return found

@@ -83,56 +83,56 @@ template <size_t M, size_t N, class T, class W> inline void multiply(Lanes (&acc
     }
 }
 
-// M tokens times N rows of float32. What the next tile of rows starts with is fetched meanwhile.
-template <size_t M, size_t N>
-inline void tile(const float* w, size_t stride, size_t columns, const float* const* x, float* out, size_t step) {
+// M tokens times N rows of float32 or bfloat16. What the next tile of rows starts with is fetched meanwhile.
+template <size_t M, size_t N, class T>
+inline void tile(const T* w, size_t columns, const float* const* x, float* out, size_t step) {
     Lanes acc[M][N];
 #pragma GCC unroll 8
     for (size_t m = 0; m < M; m++)
 #pragma GCC unroll 8
         for (size_t n = 0; n < N; n++) acc[m][n] = every(0.0f);
-    const size_t whole = columns / LANES * LANES, rest = columns - whole, ahead = N * stride;
+    const size_t whole = columns / LANES * LANES, rest = columns - whole, ahead = N * columns;
     for (size_t k = 0; k < whole; k += LANES) {
         if (M <= 6) {
 #pragma GCC unroll 8
-            for (size_t n = 0; n < N; n++) __builtin_prefetch(w + n * stride + k + ahead, 0, 2);
+            for (size_t n = 0; n < N; n++) __builtin_prefetch(w + n * columns + k + ahead, 0, 2);
         }
-        multiply<M, N>(acc, [&](size_t m) { return load(x[m] + k); }, [&](size_t n) { return load(w + n * stride + k); });
+        multiply<M, N>(acc, [&](size_t m) { return load(x[m] + k); }, [&](size_t n) { return load(w + n * columns + k); });
     }
     if (rest)
         multiply<M, N>(acc, [&](size_t m) { return load_part(x[m] + whole, rest); },
-                       [&](size_t n) { return load_part(w + n * stride + whole, rest); });
+                       [&](size_t n) { return load_part(w + n * columns + whole, rest); });
     write_sums<M, N>(acc, out, step);
 }
 
-template <size_t M>
-inline void tile_rows(const float* w, size_t stride, size_t rows, size_t columns, const float* const* x, float* out,
-                      size_t step) {
+template <size_t M, class T>
+inline void tile_rows(const T* w, size_t rows, size_t columns, const float* const* x, float* out, size_t step) {
     constexpr size_t N = rows_beside(M);
     size_t r = 0;
-    for (; r + N <= rows; r += N) tile<M, N>(w + r * stride, stride, columns, x, out + r, step);
-    for (; r < rows; r++) tile<M, 1>(w + r * stride, stride, columns, x, out + r, step);
+    for (; r + N <= rows; r += N) tile<M, N>(w + r * columns, columns, x, out + r, step);
+    for (; r < rows; r++) tile<M, 1>(w + r * columns, columns, x, out + r, step);
 }
 
-void products_float(const float* w, size_t stride, size_t rows, size_t columns, const float* const* x, size_t tokens,
-                    float* out, size_t step) {
+template <class T>
+void products_dense(const T* w, const Matrix& m, size_t rows, const float* const* x, size_t tokens, float* out,
+                    size_t step) {
     for (size_t t = 0; t < tokens;) {
-        const size_t m = tokens - t < MOST ? tokens - t : MOST;
+        const size_t count = tokens - t < MOST ? tokens - t : MOST;
         const float* const* some = x + t;
         float* to = out + t * step;
-        switch (m) {
-            case 1: tile_rows<1>(w, stride, rows, columns, some, to, step); break;
-            case 2: tile_rows<2>(w, stride, rows, columns, some, to, step); break;
+        switch (count) {
+            case 1: tile_rows<1>(w, rows, m.columns, some, to, step); break;
+            case 2: tile_rows<2>(w, rows, m.columns, some, to, step); break;
 #if defined(__AVX2__)
-            case 3: tile_rows<3>(w, stride, rows, columns, some, to, step); break;
+            case 3: tile_rows<3>(w, rows, m.columns, some, to, step); break;
 #endif
 #if defined(__AVX512F__)
-            case 4: tile_rows<4>(w, stride, rows, columns, some, to, step); break;
-            case 5: tile_rows<5>(w, stride, rows, columns, some, to, step); break;
-            case 6: tile_rows<6>(w, stride, rows, columns, some, to, step); break;
+            case 4: tile_rows<4>(w, rows, m.columns, some, to, step); break;
+            case 5: tile_rows<5>(w, rows, m.columns, some, to, step); break;
+            case 6: tile_rows<6>(w, rows, m.columns, some, to, step); break;
 #endif
         }
-        t += m;
+        t += count;
     }
 }
 
@@ -214,7 +214,7 @@ void products_codes(const Matrix& m, size_t row, size_t rows, const float* const
     for (size_t r = 0; r < rows; r += moec::UNPACKED) {
         const size_t some = rows - r < moec::UNPACKED ? rows - r : moec::UNPACKED;
         for (size_t n = 0; n < some; n++) unpack<BITS>(m, row + r + n, unpacked + n * m.columns);
-        products_float(unpacked, m.columns, some, m.columns, x, tokens, out + r, step);
+        products_dense(unpacked, m, some, x, tokens, out + r, step);
     }
 }
 
@@ -225,9 +225,8 @@ void products(const Matrix& m, size_t expert, size_t first, size_t rows, const f
         case 8: return products_codes<8>(m, row, rows, x, tokens, out, step, unpacked);
         case 4: return products_codes<4>(m, row, rows, x, tokens, out, step, unpacked);
         case 2: return products_codes<2>(m, row, rows, x, tokens, out, step, unpacked);
-        default:
-            return products_float(static_cast<const float*>(m.data) + row * m.columns, m.columns, rows, m.columns, x,
-                                  tokens, out, step);
+        case 16: return products_dense(static_cast<const Half*>(m.data) + row * m.columns, m, rows, x, tokens, out, step);
+        default: return products_dense(static_cast<const float*>(m.data) + row * m.columns, m, rows, x, tokens, out, step);
     }
 }
 

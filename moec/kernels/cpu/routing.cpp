@@ -115,8 +115,9 @@ struct Call {
         for (size_t t = 0; t < count; t++) rows_of_x[t] = x + (token + t) * m.columns;
         float* out = logits.data() + token * m.rows + first;
         isa.products(m, 0, first, some, rows_of_x, count, out, m.rows, nullptr);
-        for (size_t t = 0; m.bias && t < count; t++)
-            for (size_t i = 0; i < some; i++) out[t * m.rows + i] += m.bias[first + i];
+        const float* bias = static_cast<const float*>(m.bias);  // the router is in float32
+        for (size_t t = 0; bias && t < count; t++)
+            for (size_t i = 0; i < some; i++) out[t * m.rows + i] += bias[first + i];
     }
     void route(size_t token, size_t count) {
         Place at;

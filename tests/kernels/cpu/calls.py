@@ -1,54 +1,25 @@
-"""The kernels for CPUs called without a runtime: the structures of `block.h`, and blocks made of tensors."""
+"""The kernels for CPUs called without a runtime, on blocks made of tensors."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from moec.backends.onnxruntime.experts.own_kernel import FUNCTIONS
 from moec.dialect import Activation, dequantize, pack
+from moec.kernels.cpu.structures import BlockStructure, MatrixStructure, activation_structure
 
 ISAS = ("plain", "avx2", "avx512")
 Place = Callable[[Tensor], Tensor]  # where a buffer lies in memory
 
 
-class _Matrix(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("data", "scale", "zero", "bias")),
-        *((name, ctypes.c_size_t) for name in ("rows", "columns", "group")),
-        ("bits", ctypes.c_int),
-    ]
-
-
-class _Activation(ctypes.Structure):
-    _fields_ = [
-        ("function", ctypes.c_int),
-        *((name, ctypes.c_bool) for name in ("gated", "clamp_after")),
-        *((name, ctypes.c_float) for name in ("alpha", "beta", "limit", "cap", "up_cap")),
-    ]
-
-
-class _Block(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "ids", "weights", "y")),
-        *((name, ctypes.c_size_t) for name in ("tokens", "top_k", "experts", "hidden", "inner")),
-        ("first", _Matrix),
-        ("second", _Matrix),
-        ("activation", _Activation),
-        ("score_before", ctypes.c_bool),
-        ("left_out", ctypes.c_bool),
-    ]
-
-
 @dataclass(frozen=True)
 class Stack:
     """Matrices `[E, rows, columns]` as a kernel reads them. codes: uint8, with `scale` and maybe `zero`; else float32
-    in `data`."""
+    or bfloat16 in `data`, and in `bias`."""
 
     data: Tensor
     columns: int
@@ -70,7 +41,7 @@ class Stack:
 
     def dense(self) -> Tensor:
         """The numbers that it stands for, in float32."""
-        return self.data if self.scale is None else dequantize(self.data, self.scale, self.zero, bits=self.bits)
+        return self.data.float() if self.scale is None else dequantize(self.data, self.scale, self.zero, bits=self.bits)
 
 
 @dataclass(frozen=True)
@@ -88,13 +59,6 @@ class Mixture:
         """Their tensors in float64, as the dialect takes them."""
         found = self.first.dense(), self.second.dense(), self.first.bias, self.second.bias
         return tuple(None if t is None else t.double() for t in found)
-
-
-def load(library: Path) -> ctypes.CDLL:
-    """The library, its functions typed."""
-    found = ctypes.CDLL(str(library))
-    found.moec_cpu_isa.restype = found.moec_cpu_experts.restype = ctypes.c_char_p
-    return found
 
 
 def here(library: ctypes.CDLL) -> list[str]:
@@ -115,11 +79,9 @@ def run(
     """What the kernel makes of tokens `[T, H]`. Raises ValueError with what it says."""
     held = [place(t) for t in (x, ids, weights, torch.full_like(x, 7.0))]
     matrices = [_matrix(stack, place, held) for stack in (mixture.first, mixture.second)]
-    rule = mixture.activation
-    numbers = (rule.alpha, rule.beta, rule.limit, rule.cap, rule.up_cap)
-    activation = _Activation(FUNCTIONS.index(rule.name), rule.gated, rule.clamp_after, *numbers)
+    activation = activation_structure(mixture.activation)
     sizes = (*ids.shape, mixture.first.data.shape[0], x.shape[1], mixture.second.columns)
-    block = _Block(
+    block = BlockStructure(
         *(t.data_ptr() for t in held[:4]), *sizes, *matrices, activation, mixture.score_before, mixture.left_out
     )
     wrong = library.moec_cpu_experts(ctypes.byref(block), isa.encode(), int(reversed_))
@@ -128,9 +90,9 @@ def run(
     return held[3].clone()
 
 
-def _matrix(stack: Stack, place: Place, held: list[Tensor]) -> _Matrix:
+def _matrix(stack: Stack, place: Place, held: list[Tensor]) -> MatrixStructure:
     parts = [None if t is None else place(t) for t in (stack.data, stack.scale, stack.zero, stack.bias)]
     held += [t for t in parts if t is not None]
     group = 0 if stack.scale is None else stack.columns // stack.scale.shape[-1]
     pointers = (None if t is None else t.data_ptr() for t in parts)
-    return _Matrix(*pointers, stack.data.shape[1], stack.columns, group, stack.bits)
+    return MatrixStructure(*pointers, stack.data.shape[1], stack.columns, group, stack.bits)

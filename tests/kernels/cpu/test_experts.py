@@ -6,14 +6,16 @@ import ctypes
 import mmap
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from moec.dialect import Activation
+from moec.kernels.cpu.structures import open_library
 from tests.backends.onnxruntime.blocks import ACTIVATIONS, choice, error, tokens
-from tests.kernels.cpu.calls import ISAS, Mixture, Stack, here, load, run
+from tests.kernels.cpu.calls import ISAS, Mixture, Stack, here, run
 
 LIMIT = 3e-6  # of float32 sums of some hundred products, in standard deviations
 SIZES = [(32, 24), (17, 5), (1, 1), (48, 33), (130, 70)]  # hidden, inner
@@ -21,8 +23,8 @@ ALL = [*ACTIVATIONS, Activation("silu", cap=0.8, up_cap=0.6), Activation("silu",
 
 
 @pytest.fixture(scope="session")
-def library(cpu_kernels_file: str) -> ctypes.CDLL:
-    return load(cpu_kernels_file)  # type: ignore[arg-type]
+def library(cpu_kernels_file: Path) -> ctypes.CDLL:
+    return open_library(cpu_kernels_file)
 
 
 def mixture(
@@ -37,8 +39,20 @@ def mixture(
     for shape in shapes:
         weight, bias = make(*shape), make(*shape[:2]) if biases else None
         whole = Stack(weight, shape[2], bias=bias)
-        stacks.append(whole if bits == 32 else Stack.packed(weight, bits, group, zeros, bias))
+        dense = {32: whole, 16: halved(whole)}
+        stacks.append(dense.get(bits) or Stack.packed(weight, bits, group, zeros, bias))
     return Mixture(*stacks, rule, score_before)
+
+
+def halved(stack: Stack) -> Stack:
+    """The same numbers, rounded to bfloat16."""
+    bias = None if stack.bias is None else stack.bias.bfloat16()
+    return replace(stack, data=stack.data.bfloat16(), bias=bias, bits=16)
+
+
+def widened(stack: Stack) -> Stack:
+    """The numbers of bfloat16 in float32."""
+    return replace(stack, data=stack.dense(), bias=None if stack.bias is None else stack.bias.float(), bits=32)
 
 
 def wanted(block: Mixture, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
@@ -75,6 +89,20 @@ def test_every_size_on_every_instruction_set_bit_for_bit(
     assert all(torch.equal(found[0], other) for other in found)
 
 
+@pytest.mark.parametrize("hidden, inner", [*SIZES, (256, 128)])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 50, 200])
+def test_bfloat16_is_the_float32_that_it_stands_for_bit_for_bit(
+    library: ctypes.CDLL, hidden: int, inner: int, count: int
+) -> None:
+    block, given = mixture(hidden, inner, biases=True, bits=16), call(count, hidden)
+    same = replace(block, first=widened(block.first), second=widened(block.second))
+    want = run(library, same, *given)
+    assert all(torch.equal(run(library, block, *given, isa=isa), want) for isa in here(library))
+    assert float((want - wanted(block, *given)).abs().max()) < LIMIT * 10
+    unrounded = run(library, mixture(hidden, inner, biases=True), *given)
+    assert float((unrounded - want).abs().max()) > LIMIT * 30
+
+
 @pytest.mark.parametrize("zeros", [False, True], ids=["", "zeros"])
 @pytest.mark.parametrize("bits, group", [(8, 16), (8, 64), (4, 32), (4, 128), (2, 64)])
 @pytest.mark.parametrize("count", [1, 3, 40])
@@ -90,7 +118,7 @@ def test_codes_are_the_numbers_that_they_stand_for(
     assert error(wanted(other, *given), want) > 100 * LIMIT
 
 
-@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
 def test_a_token_is_the_same_in_any_company(library: ctypes.CDLL, bits: int) -> None:
     block, (x, ids, weights) = mixture(128, 64, bits=bits), call(70, 128)
     together = run(library, block, x, ids, weights)
@@ -185,6 +213,7 @@ def test_no_byte_outside_of_a_buffer_is_touched(library: ctypes.CDLL, isa: str, 
     if isa not in here(library):
         pytest.skip(f"this processor has no {isa}")
     cases: list[Callable[[], Mixture]] = [lambda h=h, i=i: mixture(h, i, biases=True) for h, i in SIZES]  # type: ignore[misc]
+    cases += [lambda h=h, i=i: mixture(h, i, biases=True, bits=16) for h, i in SIZES]  # type: ignore[misc]
     cases += [lambda b=b: mixture(192, 64, biases=True, bits=b, zeros=True) for b in (8, 4, 2)]  # type: ignore[misc]
     for case in cases:
         block = case()
