@@ -30,6 +30,7 @@ ROOMS = [
     "weights",
     "program",
     "execution",
+    "workers",
     "pipeline",
     "layouts",
     "planning",
@@ -60,6 +61,7 @@ RUNTIMES = {
     "tensorrt_rtx": "backends",
     "transformers": "moec/huggingface",
     "triton": "moec/kernels",
+    "ray": "moec/workers",
 }
 # files without a test of their own, and the test through which they run
 THROUGH = {

@@ -1,0 +1,150 @@
+"""Pieces on Ray Core (https://docs.ray.io): on processes of this machine, or on a cluster that runs already.
+
+Ray is told to be silent, to send nothing home, and to be reached from this machine only. A worker that is killed is
+replaced, and its piece done again: pieces have no effects, so the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moec.errors import MoecError, reason_of
+from moec.weights.remembered import code_key
+from moec.workers.parcel import Parcel, unwrap, wrap
+from moec.workers.place import Place
+from moec.workers.pool import Pool, Task, alone, in_order
+
+RETRIES = 3  # of a piece whose worker died
+AHEAD = 2  # pieces for each worker that are under way: one that is computed, and one that waits
+_SETTINGS = {  # read when Ray is imported
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # it would make another environment for workers under `uv run`
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the way that is going to be the default, which Ray warns of
+}
+
+
+class OnRay(Pool):
+    """A connection to Ray, see `ray_pool`."""
+
+    def __init__(self, ray: Any, place: Place) -> None:
+        self._ray, self._place = ray, place
+        self._work = ray.remote(_work).options(num_cpus=1, max_retries=RETRIES)
+        self._nobody = ray.put(wrap(None))
+
+    def share(self, value: Any) -> Any:
+        return _Shared(self._ray.put(wrap(value)))
+
+    def each(self, task: Task, shared: Any, items: Iterable[Any], held_bytes: int = 0) -> Iterator[Any]:
+        given = self._nobody if shared is None else shared.reference
+        most = AHEAD * int(self._ray.cluster_resources().get("CPU", 1))
+
+        def begin(item: Any) -> Any:
+            return self._work.remote(given, wrap((task, item)))
+
+        yield from in_order(begin, self._end, items, most)
+
+    def _end(self, reference: Any) -> Any:
+        try:
+            return unwrap(self._ray.get(reference))
+        except self._ray.exceptions.RayTaskError as error:  # what the piece itself raised
+            raise error.cause if isinstance(error.cause, MoecError) else error from None
+        except (self._ray.exceptions.RayError, ConnectionError) as error:
+            raise _lost(self._place, f"a worker was lost {RETRIES + 1} times: {reason_of(error)}") from error
+
+    def require_same(self) -> None:
+        """Raise M304 unless every worker has this moec, PyTorch and kind of processor: else the bytes would hang on who
+        did a piece."""
+        own, ray = _kind(), self._ray
+        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+        there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        on = [self._work.options(scheduling_strategy=there(node, soft=False)) for node in alive]
+        for node, found in [(n, work.remote(self._nobody, wrap((_kind_there, None)))) for n, work in zip(alive, on, strict=True)]:
+            if self._end(found) != own:
+                what = f"the workers of node {node[:8]} have another moec, PyTorch or processor than this process"
+                raise MoecError("M304", what, str(self._place), "install the same versions on machines of one kind")
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What lies in Ray's object store; a reference that is an argument of its own is replaced by the value there."""
+
+    reference: Any
+
+
+def _work(shared: Parcel, piece: Parcel) -> Parcel:
+    task, item = unwrap(piece)
+    return wrap(alone(task, unwrap(shared), item))
+
+
+def _kind() -> str:
+    return code_key("workers", torch.backends.cpu.get_cpu_capability())
+
+
+def _kind_there(_shared: None, _item: None) -> str:
+    return _kind()
+
+
+@contextmanager
+def ray_pool(place: Place) -> Iterator[Pool]:
+    """Ray's workers, connected within.
+
+    Raises:
+        MoecError: M301 where Ray is not installed, M304 where the workers are not to be had, or are of another kind.
+    """
+    require_ray()
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+    import ray.util.scheduling_strategies
+
+    silent = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    own = {"num_cpus": place.count, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    with _signals_kept():
+        try:
+            ray.init(address=place.address or "local", **silent, **({} if place.address else own))
+        except Exception as error:  # of many kinds, foreign ones too
+            raise _lost(place, f"Ray cannot be reached: {reason_of(error)}") from error
+    try:
+        found = OnRay(ray, place)
+        found.require_same()
+        yield found
+    finally:
+        ray.shutdown()
+
+
+def require_ray() -> None:
+    """Raise M301 where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        what = "workers need the package ray, which is not installed"
+        raise MoecError("M301", what, "--workers", "pip install 'moec[ray]', or leave out --workers")
+
+
+def _lost(place: Place, what: str) -> MoecError:
+    fix = "see that the cluster runs and has memory, then the same command goes on; or leave out --workers"
+    return MoecError("M304", what, str(place), fix)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray puts a handler of its own in SIGTERM's place."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
