@@ -39,7 +39,7 @@ class OnRay(Pool):
 
     def __init__(self, ray: Any, place: Place) -> None:
         self._ray, self._place = ray, place
-        self._work = ray.remote(_work).options(num_cpus=1, max_retries=RETRIES)
+        self._work = ray.remote(num_cpus=1, max_retries=RETRIES)(_work)
         self._nobody = ray.put(wrap(None))
 
     def share(self, value: Any) -> Any:
@@ -68,8 +68,9 @@ class OnRay(Pool):
         own, ray = _kind(), self._ray
         alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
         there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        on = [self._work.options(scheduling_strategy=there(node, soft=False)) for node in alive]
-        for node, found in [(n, work.remote(self._nobody, wrap((_kind_there, None)))) for n, work in zip(alive, on, strict=True)]:
+        ask = wrap((_kind_there, None))
+        asked = [self._work.options(scheduling_strategy=there(n, soft=False)).remote(self._nobody, ask) for n in alive]
+        for node, found in zip(alive, asked, strict=True):
             if self._end(found) != own:
                 what = f"the workers of node {node[:8]} have another moec, PyTorch or processor than this process"
                 raise MoecError("M304", what, str(self._place), "install the same versions on machines of one kind")
