@@ -6,6 +6,8 @@ wrong command (2), a missing runtime (3) and a bug of ours (70).
 
 from __future__ import annotations
 
+from typing import Any
+
 from moec.shown import one_line, shown
 
 AGAIN = "compile the engine again: moec compile --from moec.json"  # the way out of what is not as it was written
@@ -81,6 +83,10 @@ class MoecError(Exception):
             raise KeyError(f"unknown error code {code}")
         super().__init__(what)
         self.code, self.what, self.where, self.fix = code, what, where, fix
+
+    def __reduce__(self) -> Any:
+        """As it is made: a worker's error travels to this process."""
+        return MoecError, (self.code, self.what, self.where, self.fix)
 
     @property
     def exit_code(self) -> int:

@@ -28,7 +28,8 @@ RETRIES = 3  # of a piece whose worker died
 AHEAD = 2  # pieces for each worker that are under way: one that is computed, and one that waits
 _SETTINGS = {  # read when Ray is imported
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
+    "RAY_DEDUP_LOGS": "1",  # and each message is one to skip: Ray would print on stdout that a worker died
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # it would make another environment for workers under `uv run`
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the way that is going to be the default, which Ray warns of
 }
@@ -37,9 +38,9 @@ _SETTINGS = {  # read when Ray is imported
 class OnRay(Pool):
     """A connection to Ray, see `ray_pool`."""
 
-    def __init__(self, ray: Any, place: Place) -> None:
-        self._ray, self._place = ray, place
-        self._work = ray.remote(num_cpus=1, max_retries=RETRIES)(_work)
+    def __init__(self, ray: Any, place: Place, retries: int = RETRIES) -> None:
+        self._ray, self._place, self._retries = ray, place, retries
+        self._work = ray.remote(num_cpus=1, max_retries=retries)(_work)
         self._nobody = ray.put(wrap(None))
 
     def share(self, value: Any) -> Any:
@@ -60,7 +61,7 @@ class OnRay(Pool):
         except self._ray.exceptions.RayTaskError as error:  # what the piece itself raised
             raise error.cause if isinstance(error.cause, MoecError) else error from None
         except (self._ray.exceptions.RayError, ConnectionError) as error:
-            raise _lost(self._place, f"a worker was lost {RETRIES + 1} times: {reason_of(error)}") from error
+            raise _lost(self._place, f"{self._retries + 1} workers died of one piece: {reason_of(error)}") from error
 
     def require_same(self) -> None:
         """Raise M304 unless every worker has this moec, PyTorch and kind of processor: else the bytes would hang on who
@@ -104,9 +105,7 @@ def ray_pool(place: Place) -> Iterator[Pool]:
         MoecError: M301 where Ray is not installed, M304 where the workers are not to be had, or are of another kind.
     """
     require_ray()
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.update(_SETTINGS)
     import ray
     import ray.util.scheduling_strategies
 
