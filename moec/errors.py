@@ -61,7 +61,7 @@ CODES: dict[str, str] = {
     "M301": "The runtime of this target, or a package that it needs, is not installed.",
     "M302": "The hardware that this target needs is not in this machine.",
     "M303": "The target's own builder crashed, or was ended by the system. Nothing was published.",
-    "M304": "The workers of `--workers` cannot be reached, died again and again, or are of another kind than this process.",
+    "M304": "The workers of `--workers` are not there, died again and again, or are of another kind than here.",
     "M701": "A pass lied: the count of rewrites that it returned does not agree with what happened to the graph.",
     "M702": "A program is malformed after a pass, or the ONNX graph made of it after a step of its lowering.",
     "M799": "An unexpected error inside moec.",

@@ -93,6 +93,7 @@ THROUGH = {
     "moec/huggingface/origin.py": "tests/huggingface/test_source.py",
     "moec/huggingface/untouched.py": "tests/huggingface/test_source.py",
     "moec/proof/feeding.py": "tests/proof/test_cache_consistency.py",
+    "moec/quantization/expert_step.py": "tests/quantization/test_sequential.py",
     "moec/version.py": "tests/cli/test_cli.py",
     "backends/onnxruntime/backend.py": "tests/backends/test_conformance.py",
 }

@@ -1,19 +1,21 @@
 """Pieces on Ray Core (https://docs.ray.io): on processes of this machine, or on a cluster that runs already.
 
-Ray is told to be silent, to send nothing home, and to be reached from this machine only. A worker that is killed is
+Ray is told to be silent and to send nothing home. On this machine it takes only what knows a token, which is drawn anew
+for each process; a cluster's own token is the user's affair. A worker that is killed is
 replaced, and its piece done again: pieces have no effects, so the bytes are the same.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -111,7 +113,10 @@ def ray_pool(place: Place) -> Iterator[Pool]:
 
     silent = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
     logging.getLogger("ray").setLevel(logging.ERROR)
-    own = {"num_cpus": place.count, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    own = {"num_cpus": place.count, "include_dashboard": False}
+    if not place.address:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # the default, which Ray tells else
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with _signals_kept():
         try:
             ray.init(address=place.address or "local", **silent, **({} if place.address else own))
@@ -127,7 +132,7 @@ def ray_pool(place: Place) -> Iterator[Pool]:
 
 def require_ray() -> None:
     """Raise M301 where Ray is not installed."""
-    if importlib.util.find_spec("ray") is None:
+    if find_spec("ray") is None:
         what = "workers need the package ray, which is not installed"
         raise MoecError("M301", what, "--workers", "pip install 'moec[ray]', or leave out --workers")
 

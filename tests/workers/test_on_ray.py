@@ -8,9 +8,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -27,10 +31,12 @@ from moec.workers.place import Place
 from moec.workers.pool import Here
 from moec.workers.working import _pools, pool
 from tests import zoo
+from tests.command_line import Cli
+from tests.passes.test_quantize_gptq import ids
 from tests.quantization.test_sequential import inputs
 
 TWO = Place(2)
-_ = pytest.importorskip("ray", reason="Ray is not installed: pip install 'moec[ray]'")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'moec[ray]'")
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +124,7 @@ def run(grids: dict[str, Grid]) -> tuple[list[Tensor], list[str]]:
     return numbers(job), [str(matrix) for matrix in job.rounded]
 
 
+@cache
 def _wide() -> Any:
     from moec.huggingface.source import HuggingFaceSource
 
@@ -127,10 +134,12 @@ def _wide() -> Any:
 
 def test_quantization_is_the_same_byte_for_byte(working: OnRay, monkeypatch: pytest.MonkeyPatch) -> None:
     experts = Grid(4, 16, False, "gptq", widths=(2, 4) * 4)
-    grids = {"experts": experts, "attention": Grid(4, 32, True, "gptq"), "lm_head": Grid(8, 16, method="hqq")}
+    grids = {"experts": experts, "attention": Grid(4, 32, True, "gptq")}
     did: list[str] = []
     real = OnRay.each
-    monkeypatch.setattr(OnRay, "each", lambda own, task, *a, **k: (did.append(task.__name__), real(own, task, *a, **k))[1])
+    monkeypatch.setattr(
+        OnRay, "each", lambda own, task, *a, **k: (did.append(task.__name__), real(own, task, *a, **k))[1]
+    )
     there, rounded = run(grids)
     assert {"_squares", "_factor", "_rows", "_expert"} <= set(did)
     _pools.append(Here())
@@ -155,6 +164,22 @@ def test_refined_rounding_is_the_same_byte_for_byte(working: OnRay, monkeypatch:
     here = made()
     _pools.pop()
     assert did and all(map(torch.equal, here, there))
+
+
+def test_an_engine_is_the_same_byte_for_byte(
+    two: OnRay, mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command line, on the workers that are here already."""
+    np.save(tmp_path / "ids.npy", ids(600).numpy())
+    monkeypatch.setattr("moec.workers.on_ray.ray_pool", lambda place: nullcontext(two))
+    given = ("--calibration", tmp_path / "ids.npy", "--tolerance", 5, "--no-resume", "--quiet")
+    pipeline = "quantize(bits=8, group=16, method=gptq, experts=8, floor=0, embeddings=8)"
+    for name, more in (("here", ()), ("there", ("--workers", "local:2"))):
+        out = Cli(capsys)("compile", mixtral, "--pass", pipeline, *given, *more, "-o", tmp_path / name)
+        assert out.startswith(str(tmp_path / name))
+    for file in ("model.onnx", "model.onnx.data"):
+        assert (tmp_path / "here" / file).read_bytes() == (tmp_path / "there" / file).read_bytes()
+    assert "workers" not in (tmp_path / "there" / "moec.json").read_text()
 
 
 def test_a_worker_that_is_killed_is_replaced(two: OnRay, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def test_bytes_do_not_hang_on_the_threads() -> None:
 def test_items_are_asked_for_when_their_turn_comes() -> None:
     events: list[str] = []
     items = (events.append(f"item {n}") or n for n in range(4))
-    begin, end = (lambda n: events.append(f"begin {n}") or n), (lambda n: events.append(f"end {n}") or n)  # noqa: E731
+    begin, end = (lambda n: events.append(f"begin {n}") or n), (lambda n: events.append(f"end {n}") or n)
     assert list(in_order(begin, end, items, 2)) == [0, 1, 2, 3]
     assert events[:6] == ["item 0", "begin 0", "item 1", "begin 1", "end 0", "item 2"]
 
