@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import secrets
 import signal
 import threading
@@ -43,7 +44,7 @@ class OnRay(Pool):
     def __init__(self, ray: Any, place: Place, retries: int = RETRIES) -> None:
         self._ray, self._place, self._retries = ray, place, retries
         self._work = ray.remote(num_cpus=1, max_retries=retries)(_work)
-        self._nobody = ray.put(wrap(None))
+        self._nobody, self._kind = ray.put(wrap(None)), _kind()
 
     def share(self, value: Any) -> Any:
         return _Shared(self._ray.put(wrap(value)))
@@ -53,7 +54,7 @@ class OnRay(Pool):
         most = AHEAD * int(self._ray.cluster_resources().get("CPU", 1))
 
         def begin(item: Any) -> Any:
-            return self._work.remote(given, wrap((task, item)))
+            return self._work.remote(self._kind, given, wrap((task, item)))
 
         yield from in_order(begin, self._end, items, most)
 
@@ -65,18 +66,14 @@ class OnRay(Pool):
         except (self._ray.exceptions.RayError, ConnectionError) as error:
             raise _lost(self._place, f"{self._retries + 1} workers died of one piece: {reason_of(error)}") from error
 
-    def require_same(self) -> None:
-        """Raise M304 unless every worker has this moec, PyTorch and kind of processor: else the bytes would hang on who
-        did a piece."""
-        own, ray = _kind(), self._ray
-        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-        there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        ask = wrap((_kind_there, None))
-        asked = [self._work.options(scheduling_strategy=there(n, soft=False)).remote(self._nobody, ask) for n in alive]
-        for node, found in zip(alive, asked, strict=True):
-            if self._end(found) != own:
-                what = f"the workers of node {node[:8]} have another moec, PyTorch or processor than this process"
-                raise MoecError("M304", what, str(self._place), "install the same versions on machines of one kind")
+    def require(self) -> None:
+        """Raise M304 where a first piece cannot be done."""
+        try:
+            list(self.each(_nothing, None, [None]))
+        except MoecError:
+            raise
+        except Exception as error:  # of a worker without moec, say
+            raise _lost(self._place, f"its workers cannot work: {reason_of(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -86,17 +83,21 @@ class _Shared:
     reference: Any
 
 
-def _work(shared: Parcel, piece: Parcel) -> Parcel:
+def _work(kind: str, shared: Parcel, piece: Parcel) -> Parcel:
+    """A piece, by a worker of the same kind: else its bytes would hang on who does it."""
+    if kind != _kind():
+        what = f"a worker on {platform.node()} has another moec, PyTorch or processor than this process"
+        raise MoecError("M304", what, "--workers", "install the same versions on machines of one kind")
     task, item = unwrap(piece)
     return wrap(alone(task, unwrap(shared), item))
 
 
 def _kind() -> str:
-    return code_key("workers", torch.backends.cpu.get_cpu_capability())
+    return code_key("workers", platform.machine(), torch.backends.cpu.get_cpu_capability())
 
 
-def _kind_there(_shared: None, _item: None) -> str:
-    return _kind()
+def _nothing(_shared: None, _item: None) -> None:
+    """What a worker is tried with."""
 
 
 @contextmanager
@@ -108,15 +109,13 @@ def ray_pool(place: Place) -> Iterator[Pool]:
     """
     require_ray()
     os.environ.update(_SETTINGS)
+    if not place.address:  # else Ray writes one into the user's home
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
-    import ray.util.scheduling_strategies
 
     silent = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
     logging.getLogger("ray").setLevel(logging.ERROR)
     own = {"num_cpus": place.count, "include_dashboard": False}
-    if not place.address:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # the default, which Ray tells else
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with _signals_kept():
         try:
             ray.init(address=place.address or "local", **silent, **({} if place.address else own))
@@ -124,7 +123,7 @@ def ray_pool(place: Place) -> Iterator[Pool]:
             raise _lost(place, f"Ray cannot be reached: {reason_of(error)}") from error
     try:
         found = OnRay(ray, place)
-        found.require_same()
+        found.require()
         yield found
     finally:
         ray.shutdown()
@@ -138,7 +137,7 @@ def require_ray() -> None:
 
 
 def _lost(place: Place, what: str) -> MoecError:
-    fix = "see that the cluster runs and has memory, then the same command goes on; or leave out --workers"
+    fix = "see that it runs, has memory, and is told its token (RAY_AUTH_MODE=token), then the same command goes on"
     return MoecError("M304", what, str(place), fix)
 
 
