@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from moec.quantization.rounding import encode
 from moec.workers.pool import Pool
 
 ROWS = 1024  # of a matrix, in one piece; whoever does it, so that the bytes are the same
+PARTS = 4  # of a text, in one piece; so too
 _COPIES = 6  # of a matrix in float32, while it is fitted
 
 
@@ -68,8 +70,8 @@ class Fitted:
 
 # ---------------------------------------------------------------------- linear layers
 def moments(pool: Pool, parts: Iterable[Tensor]) -> Tensor:
-    """`second_moments`, a part in a piece; they are added up in the parts' order."""
-    return mean_of(pool.each(_squares, None, parts))
+    """`second_moments`, `PARTS` of them in a piece: first these are added up in their order, then the pieces."""
+    return mean_of(pool.each(_squares, None, _in_groups(parts)))
 
 
 def factor(pool: Pool, hessian: Tensor) -> Tensor | None:
@@ -86,8 +88,18 @@ def fit_matrix(pool: Pool, values: Tensor, shared: object, grid: Grid) -> Codes:
     return torch.cat(codes), torch.cat(scales), None if zeros[0] is None else torch.cat(zeros)
 
 
-def _squares(_: None, part: Tensor) -> tuple[Tensor, int]:
-    return squares(part)
+def _in_groups(parts: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    waiting = iter(parts)
+    while group := list(islice(waiting, PARTS)):
+        yield group
+
+
+def _squares(_: None, group: list[Tensor]) -> tuple[Tensor, int]:
+    total, count = squares(group[0])
+    for part in group[1:]:
+        more, rows = squares(part)
+        total, count = total + more, count + rows
+    return total, count
 
 
 def _factor(_: None, hessian: Tensor) -> Tensor | None:
