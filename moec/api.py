@@ -77,6 +77,7 @@ def compile(
     build: bool = True,
     resume: bool = True,
     max_ram: int | str | None = None,
+    workers: str | None = None,
     require_run: bool = False,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,

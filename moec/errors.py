@@ -6,6 +6,8 @@ wrong command (2), a missing runtime (3) and a bug of ours (70).
 
 from __future__ import annotations
 
+from typing import Any
+
 from moec.shown import one_line, shown
 
 AGAIN = "compile the engine again: moec compile --from moec.json"  # the way out of what is not as it was written
@@ -59,6 +61,7 @@ CODES: dict[str, str] = {
     "M301": "The runtime of this target, or a package that it needs, is not installed.",
     "M302": "The hardware that this target needs is not in this machine.",
     "M303": "The target's own builder crashed, or was ended by the system. Nothing was published.",
+    "M304": "The workers of `--workers` are not there, died again and again, or are of another kind than here.",
     "M701": "A pass lied: the count of rewrites that it returned does not agree with what happened to the graph.",
     "M702": "A program is malformed after a pass, or the ONNX graph made of it after a step of its lowering.",
     "M799": "An unexpected error inside moec.",
@@ -80,6 +83,10 @@ class MoecError(Exception):
             raise KeyError(f"unknown error code {code}")
         super().__init__(what)
         self.code, self.what, self.where, self.fix = code, what, where, fix
+
+    def __reduce__(self) -> Any:
+        """As it is made: a worker's error travels to this process."""
+        return MoecError, (self.code, self.what, self.where, self.fix)
 
     @property
     def exit_code(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from moec.errors import CODES, EXIT_CODES, MoecError, reason_of
@@ -41,3 +43,9 @@ def test_the_reason_of_a_foreign_error_is_its_first_line() -> None:
     assert reason_of(ValueError("no magic\nand more")) == "no magic"
     assert reason_of(ValueError()) == "ValueError"
     assert len(reason_of(ValueError(250 * "x"))) == 200 and len(reason_of(ValueError(250 * "x"), None)) == 250
+
+
+def test_an_error_travels_whole() -> None:
+    error = MoecError("M105", "what", "where", "fix")
+    found = pickle.loads(pickle.dumps(error))
+    assert type(found) is MoecError and found.to_dict() == error.to_dict() and str(found) == str(error)

@@ -30,6 +30,7 @@ ROOMS = [
     "weights",
     "program",
     "execution",
+    "workers",
     "pipeline",
     "layouts",
     "planning",
@@ -60,6 +61,7 @@ RUNTIMES = {
     "tensorrt_rtx": "backends",
     "transformers": "moec/huggingface",
     "triton": "moec/kernels",
+    "ray": "moec/workers",
 }
 # files without a test of their own, and the test through which they run
 THROUGH = {
@@ -91,6 +93,7 @@ THROUGH = {
     "moec/huggingface/origin.py": "tests/huggingface/test_source.py",
     "moec/huggingface/untouched.py": "tests/huggingface/test_source.py",
     "moec/proof/feeding.py": "tests/proof/test_cache_consistency.py",
+    "moec/quantization/expert_step.py": "tests/quantization/test_sequential.py",
     "moec/version.py": "tests/cli/test_cli.py",
     "moec/kernels/cpu/structures.py": "tests/kernels/cpu/test_experts.py",
     "backends/onnxruntime/backend.py": "tests/backends/test_conformance.py",

@@ -10,6 +10,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "moec compile my_model.py:network --input 'x=batch,64:float32' -o net/": "a module of one's own",
         "moec compile mixtral/ -t onnxruntime:cuda,precision=fp16 --require-run -o engine/": "on a GPU, or not at all",
         "moec compile mixtral/ --max-ram 16GiB -o engine/": "in no more memory than this",
+        "moec compile mixtral/ --config int4 --workers local:4 -o small/": "by four processes, the same bytes",
         "moec compile mixtral/ --no-resume -o engine/": "nothing that an earlier compile kept",
     },
     "build": {

@@ -41,6 +41,7 @@ from moec.startup import seldom_collected
 from moec.targets.backend import Backend, find_backend, refuse
 from moec.targets.rehearsal import refused_early
 from moec.text.corpus import corpus_of, read_calibration
+from moec.workers.working import working_on
 
 
 def compile_source(
@@ -68,7 +69,8 @@ def compile_source(
         one = partial(compile_source, hooks=hooks, progress=progress, require_run=require_run, said=said)
         return compile_parts(source, parts, options, out, one, progress)
     backend = find_backend(options.target, options.build)
-    with nullcontext() if options.resume else unused(), kept_below(options.max_ram, progress):
+    kept = nullcontext() if options.resume else unused()
+    with kept, kept_below(options.max_ram, progress), working_on(options.workers):
         try:
             return _compile(source, options, out, hooks, progress, require_run, backend, said)
         except MoecError as error:

@@ -24,6 +24,7 @@ from moec.compiler.setting import (
     Switch,
     TargetText,
     Whole,
+    WorkersText,
     setting,
     settings_of,
 )
@@ -32,6 +33,7 @@ from moec.pipeline.calibration_text import CalibrationText
 from moec.proof.exam import Exam
 from moec.registry import did_you_mean
 from moec.targets.target import Target
+from moec.workers.place import Place
 
 if TYPE_CHECKING:
     from moec.pipeline.pipeline import Pipeline
@@ -71,6 +73,7 @@ class Options:
         part: of a model that is compiled in parts (`Source.parts`), the one to compile alone; all of them when None.
         resume: take up captures and quantized weights that earlier compiles kept, see `moec.files.kept`, and keep them.
         max_ram: bytes that the compile may hold, see `moec.compiler.memory_limit`.
+        workers: who does the pieces of quantization, see `moec.workers`; this process when None. They change no byte.
 
     Raises:
         MoecError: M201 for a value that a setting does not take, M202 for unknown passes and layouts.
@@ -161,6 +164,14 @@ class Options:
         shown="what the proof needs, in half of the machine's or the container's",
         recorded=False,
         metavar="SIZE",
+    )
+    workers: Place | None = setting(
+        WorkersText(),
+        None,
+        "Who quantizes: local:N processes here, or a Ray cluster, ray://HOST:PORT; the same bytes. Needs moec[ray].",
+        shown="this process",
+        recorded=False,
+        metavar="WHERE",
     )
 
     def __post_init__(self) -> None:

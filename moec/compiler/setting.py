@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from moec.errors import MoecError
 from moec.registry import did_you_mean
 from moec.targets.target import Target
+from moec.workers.place import Place
 
 if TYPE_CHECKING:
     from moec.pipeline.pipeline import Pipeline
@@ -148,6 +149,20 @@ class Size(Kind):
         if not 0 < size < 2**63:
             raise ValueError
         return size
+
+
+class WorkersText(Kind):
+    """Who does long work, by its text."""
+
+    expected = "local:N, N processes of this machine, or ray://HOST:PORT, a cluster that runs, e.g. local:4"
+
+    def read(self, value: Any) -> Place:
+        if not isinstance(value, str | Place):
+            raise ValueError
+        return Place.parse(str(value))
+
+    def write(self, value: Any) -> Any:
+        return None if value is None else str(value)
 
 
 class Names(Kind):

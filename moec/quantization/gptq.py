@@ -39,7 +39,7 @@ def encode_with(values: Tensor, hessian: Tensor, grid: Grid) -> tuple[Tensor, Te
         uint8 codes `[out, in]`, scales and zero points; None when the Hessian cannot be factored whatever the damping.
     """
     factor = inverse_factor(hessian)
-    return None if factor is None else _descend(values, factor, grid)
+    return None if factor is None else descend(values, factor, grid)
 
 
 def inverse_factor(hessian: Tensor, damping: float = DAMPING) -> Tensor | None:
@@ -55,7 +55,7 @@ def inverse_factor(hessian: Tensor, damping: float = DAMPING) -> Tensor | None:
             damped.diagonal().add_(torch.where(diagonal == 0, mean, damping * mean).to(dtype))
             found = _upper(damped)
             if found is not None:
-                return found.float()
+                return found.float().contiguous()
         damping *= 10
     return None
 
@@ -68,8 +68,9 @@ def _upper(matrix: Tensor) -> Tensor | None:
     return None if failed or not bool(found.isfinite().all()) else found
 
 
-def _descend(values: Tensor, factor: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Columns as rows, so that each is one piece of memory."""
+def descend(values: Tensor, factor: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `encode_with` gives, with the factor of the Hessian's inverse. No row hangs on another, but a product of
+    fewer rows may add in another order. Columns are kept as rows, so that each is one piece of memory."""
     work = values.t().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     codes, fits = torch.empty_like(work), []
     for start in range(0, len(work), _BLOCK):

@@ -26,10 +26,21 @@ SAMPLE = 4096  # tokens of all that are sent through an expert's first product f
 
 def second_moments(parts: Iterable[Tensor]) -> Tensor:
     """The mean of `x xᵀ` over all rows x of tensors `[…, in]`, in float32: `[in, in]`."""
+    return mean_of(map(squares, parts))
+
+
+def squares(part: Tensor) -> tuple[Tensor, int]:
+    """The sum of `x xᵀ` over the rows x of a tensor `[…, in]`, in float32, and their number. The rows are copied: those
+    that lie in memory in another way are added in another order."""
+    rows = part.reshape(-1, part.shape[-1]).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return rows.t() @ rows, len(rows)
+
+
+def mean_of(sums: Iterable[tuple[Tensor, int]]) -> Tensor:
+    """The mean of what several sums are of, added up one after the other."""
     total, count = torch.zeros(()), 0
-    for part in parts:
-        rows = part.reshape(-1, part.shape[-1]).float()
-        total, count = total + rows.t() @ rows, count + len(rows)
+    for part, more in sums:
+        total, count = total + part, count + more
     return total / max(1, count)
 
 
@@ -50,6 +61,7 @@ class Arrivals:
         rows: every token `[T, H]`, float32.
         ids, weights: of the experts that each was given to, `[T, K]`. experts: their number.
         scaled: weights multiply the experts' inputs, not their outputs.
+        everything: the moments of all rows `[H, H]`; computed when they are asked for, where they are not given.
     """
 
     rows: Tensor
@@ -57,6 +69,7 @@ class Arrivals:
     weights: Tensor
     experts: int
     scaled: bool = False
+    everything: Tensor | None = None
 
     @classmethod
     def of(cls, calls: OperatorCalls) -> Arrivals:
@@ -98,7 +111,7 @@ class Arrivals:
 
     @cached_property
     def _all(self) -> Tensor:
-        return second_moments([self.rows])
+        return second_moments([self.rows]) if self.everything is None else self.everything
 
 
 # ---------------------------------------------------------------------- how much text

@@ -19,6 +19,17 @@ from moec.weights.weight import PackedWeight
 from moec.weights.widths import ExpertWidths, taken
 
 Codes = tuple[Tensor, Tensor, Tensor | None]  # integers, scales, zero points
+PARTS = ("packed", "scale", "zero")
+
+
+def as_packed(codes: Codes, grid: Grid) -> Codes:
+    """The same with the integers packed, as they are stored."""
+    return pack(codes[0], grid.stored), codes[1], codes[2]
+
+
+def value_of(codes: Codes, grid: Grid) -> Tensor:
+    """The matrix that packed codes stand for."""
+    return dequantize(*codes, bits=grid.stored)
 
 
 class PackedResult:
@@ -46,10 +57,11 @@ class PackedResult:
         """What is filled, by name, as `tensors_of` has it."""
         return {f"{at}.{name}": value for at, part in enumerate(self._parts) for name, value in part.tensors().items()}
 
-    def put(self, codes: Codes, e: int | None = None) -> None:
-        """Fill expert e's matrix, or the whole weight."""
+    def put(self, codes: Codes, e: int | None = None) -> bool:
+        """Fill expert e's matrix, or the whole weight, with packed codes; False, and nothing is filled, where their
+        shapes or dtypes are others."""
         part, at = self._place(e)
-        part.put(codes, at)
+        return part.put(codes, at)
 
     def value(self, e: int) -> Tensor:
         """Expert e's matrix as the grid has it."""
@@ -89,15 +101,18 @@ class _Part:
         found = {"packed": self._packed, "scale": self._scale}
         return found if self._zero is None else {**found, "zero": self._zero}
 
-    def put(self, codes: Codes, at: Any) -> None:
-        self._packed[at], self._scale[at] = pack(codes[0], self._grid.stored), codes[1]
-        if self._zero is not None and codes[2] is not None:
-            self._zero[at] = codes[2]
+    def put(self, codes: Codes, at: Any) -> bool:
+        given = {name: part for name, part in zip(PARTS, codes, strict=True) if part is not None}
+        own = {name: part[at] for name, part in self.tensors().items()}
+        if forms(own) != forms(given):
+            return False
+        for name, part in own.items():
+            part.copy_(given[name])
+        return True
 
     def value(self, at: int) -> Tensor:
-        return dequantize(
-            self._packed[at], self._scale[at], None if self._zero is None else self._zero[at], bits=self._grid.stored
-        )
+        zero = None if self._zero is None else self._zero[at]
+        return value_of((self._packed[at], self._scale[at], zero), self._grid)
 
     def packed(self, label: str) -> PackedWeight:
         def part(value: Tensor, name: str) -> Weight:
@@ -120,5 +135,4 @@ def unpacked(packed: PackedParts, grid: Grid) -> Weight:
 def tensors_of(packed: PackedParts) -> dict[str, Tensor]:
     """The tensors of a result by name, as `PackedResult.tensors` has them."""
     parts = (packed,) if isinstance(packed, PackedWeight) else packed
-    names = ("packed", "scale", "zero")
-    return {f"{at}.{n}": w.load() for at, p in enumerate(parts) for n, w in zip(names, p.parts(), strict=False)}
+    return {f"{at}.{n}": w.load() for at, p in enumerate(parts) for n, w in zip(PARTS, p.parts(), strict=False)}

@@ -23,11 +23,13 @@ from moec.quantization.small_floats import Floats, quantize_floats
 from moec.weights.digest import add_tensor
 from moec.weights.remembered import key_of, remembered
 from moec.weights.threads import in_threads
-from moec.weights.weight import BLOCK_BYTES, PackedWeight, Piece, Weight, block_bytes
+from moec.weights.weight import BLOCK_BYTES, PIECE, PackedWeight, Piece, Weight, block_bytes
 from moec.weights.widths import taken
+from moec.workers.working import pool
 
 _REMEMBERED_BYTES = 32 * 2**20
 _SPARE_BYTES = 2**29  # of scales that wait for their turn, see `_Waiting`
+_HELD_BYTES = 64 * PIECE  # while a piece is refined: some ten times its numbers in float32
 WORTH_KEEPING = 2**20  # numbers: fewer are refined anew faster than anyone notices
 _NORM, _BETA, _KAPPA = 0.7, 10.0, 1.01  # of the half-quadratic solver: the exponent p, and beta's start and growth
 _STARTS, _STEPS = (1.0, 0.9, 0.8, 0.7), 5  # scales to start from, in units of the rounding's own, and steps from each
@@ -152,15 +154,24 @@ def _encoded(job: _Job, start: int, stop: int) -> list[Tensor]:
     expected = _forms(job, stop - start)
     found = [torch.empty(math.prod(shape[:-1]), shape[-1], dtype=dtype) for shape, dtype in expected]
 
-    def put(placed: tuple[int, Piece]) -> None:
-        at, piece = placed
-        codes, *rest = encode(piece.read(), job.grid)
-        for whole, part in zip(found, (pack(codes, job.grid.stored), *rest), strict=False):
-            if part is not None:
-                whole[at : at + piece.rows] = part
+    def put(at: int, parts: tuple[Tensor, ...]) -> None:
+        for whole, part in zip(found, parts, strict=True):
+            whole[at : at + len(part)] = part
 
-    in_threads(put, _placed(job.weight.pieces(start, stop)))
+    pieces, at = job.weight.pieces(start, stop), 0
+    if job.grid.method == "hqq":  # a search: it takes many times as long as the way to a worker
+        items = (piece.read().contiguous() for piece in pieces)
+        for parts in pool().each(_packed, pool().share(job.grid), items, held_bytes=_HELD_BYTES):
+            put(at, parts)
+            at += len(parts[0])
+    else:
+        in_threads(lambda placed: put(placed[0], _packed(job.grid, placed[1].read())), _placed(pieces))
     return [whole.reshape(shape) for whole, (shape, _) in zip(found, expected, strict=True)]
+
+
+def _packed(grid: Grid, values: Tensor) -> tuple[Tensor, ...]:
+    codes, *rest = encode(values, grid)
+    return pack(codes, grid.stored), *(part for part in rest if part is not None)
 
 
 def _placed(pieces: Iterator[Piece]) -> Iterator[tuple[int, Piece]]:

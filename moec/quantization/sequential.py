@@ -4,29 +4,26 @@ bring to it."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
-from moec.dialect import Activation
 from moec.execution.lockstep import OperatorCalls, run_in_lockstep
-from moec.program.moe_call import EXPERTS, MOE, matrix_positions
+from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
-from moec.quantization.gptq import encode_with
+from moec.quantization.expert_step import ExpertStep
+from moec.quantization.fitting import factor, fit_matrix, moments
 from moec.quantization.grid import Grid
-from moec.quantization.hessians import Arrivals, second_moments
-from moec.quantization.packed_result import Codes, PackedResult, tensors_of, unpacked
-from moec.quantization.rounding import WORTH_KEEPING, PackedParts, encode
+from moec.quantization.packed_result import PackedResult, tensors_of, unpacked
+from moec.quantization.rounding import WORTH_KEEPING, PackedParts
 from moec.quantization.sequential_kept import KeptRun, Made, Rounded, key_of_run
 from moec.recognition.linear import without_views
 from moec.recognition.weight_roles import Use
-from moec.weights.lazy import Weight
 from moec.weights.remembered import fits
+from moec.workers.working import pool
 
 Key = tuple[str, str, Grid]
 _STACKED = (EXPERTS, MOE, torch.ops.aten.linear.default, torch.ops.aten.embedding.default)  # take `[out, in]`
@@ -67,7 +64,7 @@ class Sequential:
     label: str
     made: dict[Key, PackedParts] = field(default_factory=dict)
     rounded: list[Matrix] = field(default_factory=list)
-    _last: tuple[fx.Node | None, Tensor | None] = (None, None)
+    _last: tuple[fx.Node | None, Any] = (None, None)
 
     def run(self, inputs: Iterable[Mapping[str, Tensor]]) -> None:
         """Run all inputs up to the last weight that needs data; results of other methods behind it are not made. What
@@ -117,7 +114,7 @@ class Sequential:
             missing = any(key_of(*pair) not in self.made for pair in own)
             found = kept.recall(name) if kept and missing else None
             taken = found is not None and self._take(*found)
-            self._visit(calls, own)
+            self._visit(calls, own, kept)
             if kept and missing and not taken:
                 more = [[m.name, m.expert] for m in self.rounded[rounded:]]
                 kept.keep(name, self._tensors(self.made.keys() - before), more)
@@ -128,9 +125,9 @@ class Sequential:
         return len(steps)
 
     # ------------------------------------------------------------------ operators
-    def _visit(self, calls: OperatorCalls, uses: list[tuple[Use, Grid]]) -> None:
+    def _visit(self, calls: OperatorCalls, uses: list[tuple[Use, Grid]], kept: KeptRun | None) -> None:
         if calls.node.target in (EXPERTS, MOE) and uses:
-            self._experts(calls, {u.place: (u, g) for u, g in uses})
+            self._experts(calls, {u.place: (u, g) for u, g in uses}, kept)
         for use, grid in uses:
             key = key_of(use, grid)
             if key not in self.made:
@@ -140,64 +137,34 @@ class Sequential:
 
     def _matrix(self, calls: OperatorCalls, use: Use, grid: Grid) -> None:
         assert use.weight is not None
-        found = PackedResult(use.weight, grid)
-        found.put(self._encode(use.weight.load(), lambda: self._moments(calls), grid, Matrix(use.name)))
+        found, own, shared = PackedResult(use.weight, grid), grid, None
+        if grid.method == "gptq":
+            shared = self._factor(calls)
+            if shared is None:
+                self.rounded.append(Matrix(use.name))
+                own = replace(grid, method="rtn")
+        filled = found.put(fit_matrix(pool(), use.weight.load(), shared, own))
+        assert filled
         self.made[key_of(use, grid)] = found.packed(self.label)
 
-    def _moments(self, calls: OperatorCalls) -> Tensor:
-        """Of a linear layer's inputs; those that share them, as queries, keys and values do, follow each other."""
+    def _factor(self, calls: OperatorCalls) -> Any:
+        """Of the moments of a linear layer's inputs, as `pool` shares it; None where nothing gives one. Those that
+        share inputs, as queries, keys and values do, follow each other."""
         place = 1 if calls.node.target == torch.ops.aten.addmm.default else 0
         source = calls.node.args[place]
         assert isinstance(source, fx.Node)
         source = without_views(source)
-        if self._last[0] is not source or self._last[1] is None:
-            self._last = source, second_moments(calls.values(place))
-        return self._last[1]  # type: ignore[return-value]
+        if self._last[0] is not source:
+            found = factor(pool(), moments(pool(), calls.values(place)))
+            self._last = source, None if found is None else pool().share(found)
+        return self._last[1]
 
-    def _experts(self, calls: OperatorCalls, uses: dict[int, tuple[Use, Grid]]) -> None:
-        """Expert after expert, so that one's matrices are in memory; both read the same inputs, the second what the
-        first makes of them."""
-        first_at, second_at = matrix_positions(calls.node.target)
+    def _experts(self, calls: OperatorCalls, uses: dict[int, tuple[Use, Grid]], kept: KeptRun | None) -> None:
         missing = {
             place: (u, g, PackedResult(u.weight, g))
             for place, (u, g) in uses.items()
             if u.weight is not None and key_of(u, g) not in self.made
         }
-        if not missing:
-            return
-        arrivals, call = Arrivals.of(calls), calls.moe_calls()[0]
-        for e in range(arrivals.experts):
-            own = _of_expert(call.w_in, e)
-            if first_at in missing:
-                use, grid, found = missing[first_at]
-                found.put(self._encode(own, partial(arrivals.first, e), grid.of(e), Matrix(use.name, e)), e)
-                own = found.value(e)
-            if second_at in missing:
-                use, grid, found = missing[second_at]
-                bias = None if call.b_in is None else _of_expert(call.b_in, e).float()
-                hidden = partial(_hidden, own.float(), bias, call.activation)
-                assert use.weight is not None
-                found.put(
-                    self._encode(
-                        _of_expert(use.weight, e), partial(arrivals.second, e, hidden), grid.of(e), Matrix(use.name, e)
-                    ),
-                    e,
-                )
-        self.made |= {key_of(u, g): found.packed(self.label) for u, g, found in missing.values()}
-
-    def _encode(self, values: Tensor, moments: Callable[[], Tensor], grid: Grid, what: Matrix) -> Codes:
-        if grid.method != "gptq":
-            return encode(values, grid)
-        found = encode_with(values, moments(), grid)
-        if found is None:
-            self.rounded.append(what)
-        return found or encode(values, replace(grid, method="rtn"))
-
-
-def _of_expert(stacked: Any, e: int) -> Tensor:
-    value: Tensor = stacked.read(e, e + 1)[0] if isinstance(stacked, Weight) else stacked[e]
-    return value
-
-
-def _hidden(first: Tensor, bias: Tensor | None, rule: Activation, rows: Tensor) -> Tensor:
-    return rule(F.linear(rows, first, bias))
+        if missing:
+            self.rounded += [Matrix(*matrix) for matrix in ExpertStep(calls, missing, kept).run()]
+            self.made |= {key_of(u, g): found.packed(self.label) for u, g, found in missing.values()}

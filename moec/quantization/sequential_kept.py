@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moec.files import kept
 from moec.program.program import Program
 from moec.quantization.grid import Grid
 from moec.recognition.weight_roles import Use
@@ -52,26 +53,50 @@ class KeptRun:
     """
 
     def __init__(self, key: str, room: bool = True) -> None:
-        self._key, self._room, self._steps = key, room, dict[str, None]()
+        self._key, self._room, self._steps, self._pieces = key, room, dict[str, None](), list[str]()
 
     def recall(self, step: str) -> tuple[Made, Rounded] | None:
         """What a step made in an earlier run, whole or not; None where that is not kept."""
-        found = recall(_part(self._key, step))
-        if found is None:
-            return None
-        self._steps[step] = None
-        made: dict[int, dict[str, Tensor]] = {}
-        for name, value in found.items():
-            at, _, part = name.partition("/")
-            if name != HEAD:
-                made.setdefault(int(at), {})[part] = value
-        return made, json.loads(found[HEAD].numpy().tobytes())
+        found = self._recall(step)
+        if found is not None:
+            self._steps[step] = None
+        return found
 
     def keep(self, step: str, made: Made, rounded: Rounded) -> None:
-        """Keep what a step made, at once: all of it or nothing."""
-        tensors = {f"{at}/{name}": value for at, parts in made.items() for name, value in parts.items()}
-        if self._room and keep(_part(self._key, step), {**tensors, HEAD: _as_tensor(rounded)}):
+        """Keep what a step made, at once: all of it or nothing. The pieces that it was kept in until now
+        go."""
+        if self._keep(step, made, rounded):
             self._steps[step] = None
+            while self._pieces:
+                kept.remove(_part(self._key, self._pieces.pop()))
+
+    def recall_piece(self, step: str, number: int) -> tuple[Made, Rounded] | None:
+        """What a piece of a step made in an earlier run that ended within the step; None where that is not kept."""
+        found = self._recall(_piece(step, number))
+        if found is not None:
+            self._pieces.append(_piece(step, number))
+        return found
+
+    def keep_piece(self, step: str, number: int, made: Made, rounded: Rounded) -> None:
+        """Keep what a piece made: all of it or nothing. `made` has one entry for each result, `rounded` is as the step
+        reads it."""
+        if self._keep(_piece(step, number), made, rounded):
+            self._pieces.append(_piece(step, number))
+
+    def _recall(self, part: str) -> tuple[Made, Rounded] | None:
+        found = recall(_part(self._key, part))
+        if found is None:
+            return None
+        made: dict[int, dict[str, Tensor]] = {}
+        for name, value in found.items():
+            at, _, name_of_part = name.partition("/")
+            if name != HEAD:
+                made.setdefault(int(at), {})[name_of_part] = value
+        return made, json.loads(found[HEAD].numpy().tobytes())
+
+    def _keep(self, part: str, made: Made, rounded: Rounded) -> bool:
+        tensors = {f"{at}/{name}": value for at, parts in made.items() for name, value in parts.items()}
+        return self._room and keep(_part(self._key, part), {**tensors, HEAD: _as_tensor(rounded)})
 
     def finish(self, steps: int) -> None:
         """Say that the run is whole, if all of its steps are kept."""
@@ -91,6 +116,10 @@ class KeptRun:
 
 def _as_tensor(facts: Any) -> Tensor:
     return torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+
+
+def _piece(step: str, number: int) -> str:
+    return f"{step} [{number}]"
 
 
 def _part(key: str, name: str) -> str:

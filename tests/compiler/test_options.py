@@ -48,9 +48,10 @@ OTHER: dict[str, Any] = {
     "part": "decoder",
     "resume": False,
     "max_ram": "16GiB",
+    "workers": "local:2",
 }
 # what no manifest keeps: a place on one machine, and how the work is done there
-UNRECORDED = {"save_hf", "save_gguf", "gguf_floats", "resume", "max_ram"}
+UNRECORDED = {"save_hf", "save_gguf", "gguf_floats", "resume", "max_ram", "workers"}
 # keywords of `moec.compile` that are no settings
 OTHERS = {"model", "out", "dynamic", "trust_remote_code", "allow_pickle", "require_run", "hooks", "progress"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from moec.quantization.grid import Grid
-from moec.quantization.packed_result import PackedResult, tensors_of, unpacked
+from moec.quantization.packed_result import PackedResult, as_packed, tensors_of, unpacked
 from moec.quantization.rounding import encode
 from moec.weights.lazy import from_tensor
 
@@ -17,7 +17,8 @@ def test_each_expert_has_its_own_width() -> None:
     weight = torch.randn(4, 8, 32, generator=torch.Generator().manual_seed(0))
     result = PackedResult(from_tensor(weight, "w"), MIXED)
     for e in (2, 0, 3, 1):
-        result.put(encode(weight[e], MIXED.of(e)), e)
+        codes = as_packed(encode(weight[e], MIXED.of(e)), MIXED.of(e))
+        assert result.put(codes, e) and not result.put((codes[0][:1], *codes[1:]), e)
     packed = result.packed("text")
     whole = unpacked(packed, MIXED).load()
     assert all(torch.equal(whole[e], result.value(e)) for e in range(4))

@@ -82,7 +82,7 @@ def test_a_layer_sees_the_quantized_ones_before_it(before: Grid) -> None:
 def test_queries_keys_and_values_share_their_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[int] = []
     monkeypatch.setattr(
-        "moec.quantization.sequential.second_moments", lambda parts: computed.append(1) or second_moments(parts)
+        "moec.quantization.sequential.moments", lambda pool, parts: computed.append(1) or second_moments(parts)
     )
     of = program("llama")
     todo = [(u, GPTQ) for u in uses(of, "attention", "dense")]
