@@ -113,12 +113,13 @@ def ray_pool(place: Place) -> Iterator[Pool]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
-    silent = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    settings: dict[str, Any] = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
     logging.getLogger("ray").setLevel(logging.ERROR)
-    own = {"num_cpus": place.count, "include_dashboard": False}
+    if not place.address:
+        settings |= {"num_cpus": place.count, "include_dashboard": False}
     with _signals_kept():
         try:
-            ray.init(address=place.address or "local", **silent, **({} if place.address else own))
+            ray.init(address=place.address or "local", **settings)
         except Exception as error:  # of many kinds, foreign ones too
             raise _lost(place, f"Ray cannot be reached: {reason_of(error)}") from error
     try:

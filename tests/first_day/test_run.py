@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_a_run_writes_its_stages_and_a_second_one_finds_them(tmp_path: Path) -> 
     again = run_day(tmp_path, "--dry", "--only", "engines", "--json")
     report = json.loads(again.stdout)
     assert again.returncode == 0 and report["stages"]["engines"]["state"] == "done"
-    assert report["versions"]["torch"] == torch.__version__ and "interpreter" in report["machine"]["gpu"]
+    assert report["versions"]["torch"] == version("torch") and "interpreter" in report["machine"]["gpu"]
 
 
 def test_without_a_gpu_nothing_is_begun(tmp_path: Path) -> None:
