@@ -50,9 +50,7 @@ def spoil(
 def edit(engine: Path, copy: Path, change: Callable[[ir.Model], None]) -> Path:
     """A copy of an engine with its graph changed; its manifest, where it has one, is made to agree with the files."""
     shutil.copytree(engine, copy)
-    model = ir.external_data.load_to_model(
-        ir.load(copy / "model.onnx")
-    )  # the engine's may have links, which it refuses
+    model = ir.external_data.load_to_model(ir.load(copy / "model.onnx"))  # no links are read
     change(model)
     ir.save(model, copy / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=1024)
     if (copy / "moec.json").exists():

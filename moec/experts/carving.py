@@ -208,7 +208,7 @@ class Cut:
             best = best_experts(logits, active)
             apart = self._drift[1] + wanted - output(hidden, best, self.owner)
             step = best_step(apart, back(hidden, best, self.owner), wanted)
-            output = output.moved(back, step.taken)
+            output = output.moved(back, step.taken) if step.taken else output  # nothing times no number is none
         return Carved(tuple(self.groups), self.shared, self.router, output, fitted, errors, step)
 
     def _absent(self, chosen: Tensor) -> Tensor:

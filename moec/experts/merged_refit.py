@@ -18,6 +18,7 @@ from moec.recognition.ffn import Ffn
 from moec.weights.lazy import Weight
 
 _STRENGTH = 1.0  # of the penalty on the change, in units of a neuron's mean energy
+_LEAST = 0.1  # of the median size, which a token counts as having
 _BLOCK = 2048  # tokens
 
 
@@ -48,13 +49,21 @@ def refitted_expert(ffn: Ffn, own: Arriving) -> tuple[Tensor, Step]:
     bias = _loaded(ffn.b_out)
     says = says if bias is None else says + bias
     lacking = own.wanted - says
-    counts = 1 / own.streams.square().mean(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    counts = 1 / _sizes(own.streams)
     fits, judges = ~own.judges, own.judges
     change = _solved(dense, own.x[fits], lacking[fits], counts[fits])
     root = counts[judges].sqrt()
     back = dense.hidden(own.x[judges]).float() @ change.T
     step = best_step(root * lacking[judges], root * back, root * says[judges])
-    return (dense.w_out + step.taken * change).to(ffn.w_out.dtype), step
+    return (dense.w_out + step.taken * change if step.taken else dense.w_out).to(ffn.w_out.dtype), step
+
+
+def _sizes(streams: Tensor) -> Tensor:
+    """The mean square of each token's stream `[T, 1]`; a token of next to nothing (padding) counts at most ten times
+    as much as the median one."""
+    sizes = streams.square().mean(1, keepdim=True)
+    least = _LEAST * float(sizes.median()) if len(sizes) else 0.0
+    return sizes.clamp(min=max(least, torch.finfo(torch.float32).tiny))
 
 
 def _solved(dense: Dense, x: Tensor, lacking: Tensor, counts: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ says so.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -41,7 +42,7 @@ class Step:
 
 def best_step(apart: Tensor, back: Tensor, wanted: Tensor) -> Step:
     """The largest share that leaves the stream no further from the untouched model's than none; none without a
-    token that judges.
+    token that judges, where nothing was fitted, and where numbers are no numbers.
 
     Args:
         apart: `[T, H]`, the untouched stream less the one of no step. back: `[T, H]`, what the whole step adds.
@@ -49,5 +50,6 @@ def best_step(apart: Tensor, back: Tensor, wanted: Tensor) -> Step:
     """
     whole = float(wanted.square().sum()) or 1.0
     stream = {share: float((apart - share * back).square().sum()) / whole for share in SHARES}
-    harmless = [share for share in SHARES if len(apart) and stream[share] <= stream[0.0]]
+    tells = len(apart) > 0 and math.isfinite(stream[1.0]) and bool(back.any())
+    harmless = [share for share in SHARES if tells and stream[share] <= stream[0.0]]
     return Step(max(harmless, default=0.0), stream)

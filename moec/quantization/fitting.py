@@ -6,22 +6,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from moec.dialect import Activation
-from moec.quantization.gptq import descend, encode_with, inverse_factor
+from moec.quantization.gptq import descend, encode_with
 from moec.quantization.grid import Grid
 from moec.quantization.hessians import Arrivals, mean_of, squares
 from moec.quantization.packed_result import Codes, as_packed, value_of
 from moec.quantization.rounding import encode
 from moec.workers.pool import Pool
 
-ROWS = 1024  # of a matrix, in one piece; whoever does it, so that the bytes are the same
+ROWS = 256  # of a matrix, in one piece; whoever does it, so that the bytes are the same
 PARTS = 4  # of a text, in one piece; so too
+_SUMS = 3  # of squares, while a part is added
 _COPIES = 6  # of a matrix in float32, while it is fitted
 
 
@@ -71,12 +72,12 @@ class Fitted:
 # ---------------------------------------------------------------------- linear layers
 def moments(pool: Pool, parts: Iterable[Tensor]) -> Tensor:
     """`second_moments`, `PARTS` of them in a piece: first these are added up in their order, then the pieces."""
-    return mean_of(pool.each(_squares, None, _in_groups(parts)))
-
-
-def factor(pool: Pool, hessian: Tensor) -> Tensor | None:
-    """`inverse_factor`, as one piece."""
-    return next(pool.each(_factor, None, [hessian]))  # type: ignore[no-any-return]
+    groups = _in_groups(parts)
+    if (first := next(groups, None)) is None:
+        return mean_of([])
+    rows, width = sum(part.shape[:-1].numel() for part in first), first[0].shape[-1]
+    held = 4 * (_SUMS * width * width + rows * width)
+    return mean_of(pool.each(_squares, None, chain([first], groups), held_bytes=held))
 
 
 def fit_matrix(pool: Pool, values: Tensor, shared: object, grid: Grid) -> Codes:
@@ -100,10 +101,6 @@ def _squares(_: None, group: list[Tensor]) -> tuple[Tensor, int]:
         more, rows = squares(part)
         total, count = total + more, count + rows
     return total, count
-
-
-def _factor(_: None, hessian: Tensor) -> Tensor | None:
-    return inverse_factor(hessian)
 
 
 def _rows(given: Tensor | None, item: tuple[Tensor, Grid]) -> Codes:

@@ -15,7 +15,8 @@ from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
 from moec.quantization.expert_step import ExpertStep
-from moec.quantization.fitting import factor, fit_matrix, moments
+from moec.quantization.fitting import fit_matrix, moments
+from moec.quantization.gptq import inverse_factor
 from moec.quantization.grid import Grid
 from moec.quantization.packed_result import PackedResult, tensors_of, unpacked
 from moec.quantization.rounding import WORTH_KEEPING, PackedParts
@@ -155,7 +156,7 @@ class Sequential:
         assert isinstance(source, fx.Node)
         source = without_views(source)
         if self._last[0] is not source:
-            found = factor(pool(), moments(pool(), calls.values(place)))
+            found = inverse_factor(moments(pool(), calls.values(place)))  # one piece, so all threads of this process
             self._last = source, None if found is None else pool().share(found)
         return self._last[1]
 

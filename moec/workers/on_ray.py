@@ -25,9 +25,10 @@ from moec.errors import MoecError, reason_of
 from moec.weights.remembered import code_key
 from moec.workers.parcel import Parcel, unwrap, wrap
 from moec.workers.place import Place
-from moec.workers.pool import Pool, Task, alone, in_order
+from moec.workers.pool import Pool, Task, alone, in_order, most_at_once
 
 RETRIES = 3  # of a piece whose worker died
+PATIENCE = 60  # seconds until a first piece is done, on a cluster that others use too
 AHEAD = 2  # pieces for each worker that are under way: one that is computed, and one that waits
 _SETTINGS = {  # read when Ray is imported
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,6 +53,8 @@ class OnRay(Pool):
     def each(self, task: Task, shared: Any, items: Iterable[Any], held_bytes: int = 0) -> Iterator[Any]:
         given = self._nobody if shared is None else shared.reference
         most = AHEAD * int(self._ray.cluster_resources().get("CPU", 1))
+        if held_bytes and not self._place.address:  # they share this machine's memory
+            most = min(most, most_at_once(held_bytes))
 
         def begin(item: Any) -> Any:
             return self._work.remote(self._kind, given, wrap((task, item)))
@@ -62,16 +65,20 @@ class OnRay(Pool):
         try:
             return unwrap(self._ray.get(reference))
         except self._ray.exceptions.RayTaskError as error:  # what the piece itself raised
-            raise error.cause if isinstance(error.cause, MoecError) else error from None
+            raise error.cause if isinstance(error.cause, Exception) else error from None
         except (self._ray.exceptions.RayError, ConnectionError) as error:
             raise _lost(self._place, f"{self._retries + 1} workers died of one piece: {reason_of(error)}") from error
 
     def require(self) -> None:
         """Raise M304 where a first piece cannot be done."""
         try:
-            list(self.each(_nothing, None, [None]))
-        except MoecError:
-            raise
+            self._ray.get(self._work.remote(self._kind, self._nobody, wrap((_nothing, None))), timeout=PATIENCE)
+        except self._ray.exceptions.GetTimeoutError:
+            raise _lost(self._place, f"no worker became free within {PATIENCE} seconds") from None
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, MoecError):
+                raise error.cause from None
+            raise _lost(self._place, f"its workers cannot work: {reason_of(error.cause or error)}") from error
         except Exception as error:  # of a worker without moec, say
             raise _lost(self._place, f"its workers cannot work: {reason_of(error)}") from error
 
@@ -108,9 +115,12 @@ def ray_pool(place: Place) -> Iterator[Pool]:
         MoecError: M301 where Ray is not installed, M304 where the workers are not to be had, or are of another kind.
     """
     require_ray()
-    os.environ.update(_SETTINGS)
-    if not place.address:  # else Ray writes one into the user's home
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    token = {} if place.address else {"RAY_AUTH_TOKEN": secrets.token_hex(32)}  # else Ray writes one into the home
+    with _environment(_SETTINGS | token):
+        yield from _connected(place)
+
+
+def _connected(place: Place) -> Iterator[Pool]:
     import ray
 
     settings: dict[str, Any] = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
@@ -140,6 +150,21 @@ def require_ray() -> None:
 def _lost(place: Place, what: str) -> MoecError:
     fix = "see that it runs, has memory, and is told its token (RAY_AUTH_MODE=token), then the same command goes on"
     return MoecError("M304", what, str(place), fix)
+
+
+@contextmanager
+def _environment(more: dict[str, str]) -> Iterator[None]:
+    """Variables that are as before afterwards: a token of this machine's workers is no cluster's."""
+    before = {name: os.environ.get(name) for name in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -48,12 +48,17 @@ class Here(Pool):
 
     def each(self, task: Task, shared: Any, items: Iterable[Any], held_bytes: int = 0) -> Iterator[Any]:
         many = torch.get_num_threads()
-        wide = min(many, max(1, available_bytes() // (_SPARE * held_bytes))) if held_bytes and many > 1 else many
+        wide = min(many, most_at_once(held_bytes)) if held_bytes and many > 1 else many
         try:
             with ThreadPoolExecutor(wide) as threads:
                 yield from in_order(lambda item: threads.submit(alone, task, shared, item), _result, items, wide + 1)
         finally:
             torch.set_num_threads(many)
+
+
+def most_at_once(held_bytes: int) -> int:
+    """Of pieces that hold so much: as many as this machine has memory for now, and one at least."""
+    return max(1, available_bytes() // (_SPARE * held_bytes))
 
 
 def alone(task: Task, shared: Any, item: Any) -> Any:

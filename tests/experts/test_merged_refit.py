@@ -64,4 +64,13 @@ def test_an_expert_that_gets_no_token_stays() -> None:
     own = arriving(ffn)
     for chosen in (torch.zeros(1600, dtype=torch.bool), own.judges, ~own.judges):
         matrix, step = refitted_expert(ffn, own.of(chosen))
-        assert torch.equal(matrix, ffn.w_out.load()) and (step.taken == 0.0 or chosen is own.judges)
+        assert torch.equal(matrix, ffn.w_out.load()) and step.taken == 0.0
+
+
+def test_a_token_of_no_size_decides_nothing() -> None:
+    ffn = network()
+    own = arriving(ffn)
+    silent = torch.arange(1600) % 100 == 1
+    holed = replace(own, streams=own.streams.masked_fill(silent[:, None], 0.0))
+    wrong, right = (refitted_expert(ffn, each)[0] - ffn.w_out.load() for each in (holed, own))
+    assert float((wrong - right).norm()) < 0.5 * float(right.norm())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moec.dialect import Activation, dequantize
-from moec.quantization.fitting import ROWS, Block, Expert, factor, fit_experts, fit_matrix, moments
+from moec.quantization.fitting import ROWS, Block, Expert, fit_experts, fit_matrix, moments
 from moec.quantization.gptq import encode_with, inverse_factor
 from moec.quantization.grid import Grid
 from moec.quantization.hessians import Arrivals, second_moments
@@ -41,7 +41,7 @@ def transposed(values: Tensor) -> Tensor:
 
 def test_a_matrix_in_pieces_is_the_matrix() -> None:
     values, hessian = normal(ROWS + 300, WIDE), second_moments([rows(200, 1)])
-    codes = fit_matrix(HERE, values, factor(HERE, hessian), GRID)
+    codes = fit_matrix(HERE, values, inverse_factor(hessian), GRID)
     found = dequantize(*codes, bits=4)
     whole = encode_with(values, hessian, GRID) or pytest.fail("it has a factor")
     wanted = dequantize(*(lambda c, s, z: (pack(c), s, z))(*whole), bits=4)
@@ -63,9 +63,9 @@ def test_moments_are_added_up_in_the_order_of_the_text() -> None:
     assert torch.equal(found, second_moments(parts))
     torch.testing.assert_close(found, torch.cat([p.reshape(-1, WIDE) for p in parts]).T @ torch.cat(
         [p.reshape(-1, WIDE) for p in parts]) / 146)  # fmt: skip
-    assert factor(HERE, torch.full((4, 4), float("nan"))) is None
+    assert inverse_factor(torch.full((4, 4), float("nan"))) is None
     wanted = inverse_factor(found)
-    given = factor(HERE, found)
+    given = inverse_factor(found)
     assert wanted is not None and given is not None and torch.equal(given, wanted) and given.is_contiguous()
 
 
@@ -74,7 +74,7 @@ def test_bytes_do_not_hang_on_where_numbers_lie(lies: Callable[[Tensor], Tensor]
     text, values = rows(203, 3), normal(50, WIDE)
     hessian = moments(HERE, [text])
     assert torch.equal(moments(HERE, [lies(text)]), hessian)
-    both = [fit_matrix(HERE, one, factor(HERE, hessian), GRID) for one in (values, lies(values))]
+    both = [fit_matrix(HERE, one, inverse_factor(hessian), GRID) for one in (values, lies(values))]
     assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))  # type: ignore[arg-type]
     block = Block(Arrivals(text, torch.arange(203)[:, None] % 2, torch.ones(203, 1), 2), Activation("silu"))
     found = []

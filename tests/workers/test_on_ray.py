@@ -141,7 +141,7 @@ def test_quantization_is_the_same_byte_for_byte(working: OnRay, monkeypatch: pyt
         OnRay, "each", lambda own, task, *a, **k: (did.append(task.__name__), real(own, task, *a, **k))[1]
     )
     there, rounded = run(grids)
-    assert {"_squares", "_factor", "_rows", "_expert"} <= set(did)
+    assert {"_squares", "_rows", "_expert"} <= set(did)
     _pools.append(Here())
     here, also = run(grids)
     _pools.pop()
