@@ -26,8 +26,8 @@ class WithKernels(build_py):
         library(self.build_lib).unlink(missing_ok=True)  # of an earlier build
         try:
             build(library(self.build_lib))
-        except MoecError as error:
-            self.warn(f"this wheel has no kernels for CPUs: {error.what}")
+        except (MoecError, OSError) as error:
+            self.warn(f"this wheel has no kernels for CPUs: {error}")
 
 
 class ForThisProcessor(bdist_wheel):

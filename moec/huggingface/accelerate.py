@@ -13,8 +13,8 @@ from moec.errors import MoecError
 from moec.huggingface.operators.experts import in_interface, refuse
 from moec.huggingface.operators.gate import Gate, canonical, identify, stored
 from moec.kernels.checks import DTYPES, check_ids
-from moec.kernels.cpu.library import require_library
 from moec.kernels.cpu.pytorch import DTYPES as DTYPES_ON_CPU
+from moec.kernels.cpu.structures import require_that_opens
 from moec.kernels.starting import interpreting
 
 IMPLEMENTATION = "moec-kernels"
@@ -65,7 +65,7 @@ def accelerate(model: _Model, *, check: bool = False, tune: float = 0.0) -> _Mod
     for path, module in found.items():
         _check(path, module, on_cpu)
     if on_cpu:
-        require_library("moec.accelerate")
+        require_that_opens("moec.accelerate")
     for path, module in found.items():
         _arrange(path, module, gates[path], check)
         if on_cpu:

@@ -14,6 +14,7 @@ from torch import Tensor
 import moec
 from moec.errors import MoecError
 from moec.kernels.cpu import pytorch
+from moec.kernels.cpu.building import stamp
 from tests import zoo
 from tests.huggingface.test_accelerate import IDS, MODELS, OTHER, experts_in
 
@@ -163,7 +164,7 @@ def refused(model: Any) -> MoecError:
     return caught.value
 
 
-def test_refusals_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_change_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = zoo.build("mixtral")
     before = model.config._experts_implementation
     assert refused(deepcopy(model).double()).fix == "load the model in bfloat16 or float32"
@@ -171,6 +172,10 @@ def test_refusals_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOEC_CPU_KERNELS", "/nowhere/libmoec_cpu.so")
     lacking = refused(model)
     assert lacking.code == "M301" and "no such file" in lacking.what and "moec.kernels.cpu.building" in lacking.fix
+    broken = tmp_path / "libmoec_cpu.so"
+    broken.write_text(stamp())
+    monkeypatch.setenv("MOEC_CPU_KERNELS", str(broken))
+    assert "does not load" in refused(model).what
     model.model.layers[1].mlp.experts.act_fn = torch.nn.Mish()
     assert refused(model).code == "M206"
     assert model.config._experts_implementation == before

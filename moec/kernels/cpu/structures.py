@@ -7,6 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from moec.dialect import Activation
+from moec.errors import MoecError, reason_of
+from moec.kernels.cpu.library import require_library, way_out
 
 # by their numbers in block.h
 FUNCTIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh", "sigmoid", "identity")
@@ -60,3 +62,12 @@ def open_library(file: Path) -> ctypes.CDLL:
         getattr(found, name).restype = ctypes.c_char_p
     found.moec_cpu_experts_on_team.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint)
     return found
+
+
+def require_that_opens(wanted_by: str) -> ctypes.CDLL:
+    """The library. Raises M301 where it is not there, or not for this machine."""
+    file = require_library(wanted_by)
+    try:
+        return open_library(file)
+    except (OSError, AttributeError) as error:
+        raise MoecError("M301", f"it does not load: {reason_of(error)}", str(file), way_out()) from error
