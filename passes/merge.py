@@ -43,8 +43,8 @@ class Merge(Pass):
         rest: `best`, or one of `base`, `average` and `regression`.
         rank: of the differences from the base's matrices that experts keep; 0 keeps them whole.
         ridge: how strongly routers are drawn to none, in units of the mean squared activation.
-        refit: fit the experts' last matrices to the models' residual streams, which takes a part of that back what
-            routing and the rest change; with one expert a token, and whole differences.
+        refit: fit the experts' last matrices to the models' residual streams, which takes back a part of what routing
+            and the rest changed; with one expert a token, and whole differences.
     """
 
     contract: ClassVar[Contract] = "new model"

@@ -1,8 +1,8 @@
 """How much of the residual stream's drift a fitted matrix takes back, chosen by what that leaves on other text.
 
 It is the most that does no harm there, not what leaves least: squared errors of a stream are those of its largest
-directions, and what a model says hangs on small ones, too. Of a Llama the whole step was measured to bring the logits
-nearer than the step of least error, layer by layer; where a whole step is too much (MiniLM), the text that was held out
+directions, and what a model says hangs on small ones, too. On a Llama the whole step brought the logits nearer
+than the step of least error, layer by layer; where a whole step is too much (MiniLM), the text that was held out
 says so.
 """
 

@@ -86,7 +86,7 @@ def check_experts(
     b_out: Tensor | None,
     rule: Activation,
 ) -> None:
-    """Raise M212 unless these are on one CUDA device, of dtypes that the kernels have, and of shapes that fit
+    """Raise M212 unless these are on one device, of dtypes that the kernels have, and of shapes that fit
     together."""
     where = "moec::experts"
     parts = {"w_in": w_in, "w_out": w_out}
@@ -232,9 +232,7 @@ def _demand(holds: bool, what: str | Callable[[], str], where: str) -> None:
 
 
 def _refused(what: str, where: str) -> MoecError:
-    return MoecError(
-        "M212", what, where, "pass tensors as moec::experts and moec::route describe them, on one CUDA device"
-    )
+    return MoecError("M212", what, where, "pass tensors as moec::experts and moec::route describe them, on one device")
 
 
 def _of(tensor: Tensor | ExpertCodes | None) -> str:

@@ -6,9 +6,9 @@
 
 namespace moec {
 
-// A stack of matrices [experts, rows, columns]: float32, bfloat16, or codes of `bits` bits with a scale for each `group`
-// of columns. Element k of a row of codes stands in byte k / (8 / bits), the first in the lowest bits; its value is
-// (code - zero) * scale, rounded once.
+// A stack of matrices [experts, rows, columns]: float32, bfloat16, or codes of `bits` bits with a scale for each
+// `group` of columns. Element k of a row of codes stands in byte k / (8 / bits), the first in the lowest bits; its
+// value is (code - zero) * scale, rounded once.
 struct Matrix {
     const void* data;
     const float* scale;   // [experts, rows, columns / group], or null where there are no codes
@@ -64,8 +64,8 @@ struct Block {
 
 // Rows [first, first + rows) of one expert's matrix times tokens: out[t * out_step + r]. `x` holds a pointer for each
 // token, in the order of `Matrix::chunk`.
-using Products = void (*)(const Matrix& m, size_t expert, size_t first, size_t rows, const float* const* x, size_t tokens,
-                          float* out, size_t out_step, float* unpacked);
+using Products = void (*)(const Matrix& m, size_t expert, size_t first, size_t rows, const float* const* x,
+                          size_t tokens, float* out, size_t out_step, float* unpacked);
 
 struct Isa {
     const char* name;

@@ -115,8 +115,8 @@ size_t copied_floats(const Block& b) {
     return b.hidden * ((b.score_before ? rows : 0) + (b.in.chunk() > 1 ? rows : 0));
 }
 
-// How many rows make a piece of work, in steps. row_bytes: of a row in all experts that a piece is of; all_bytes: of the
-// rows of all pieces.
+// How many rows make a piece of work, in steps. row_bytes: of a row in all experts that a piece is of; all_bytes: of
+// the rows of all pieces.
 size_t rows_of_piece(size_t row_bytes, size_t all_bytes, size_t step) {
     const size_t bytes = std::min(MOST_BYTES, std::max(LEAST_BYTES, all_bytes / PIECES));
     const size_t rows = std::min(MOST_ROWS, bytes / std::max<size_t>(1, row_bytes));

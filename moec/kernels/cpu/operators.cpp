@@ -189,7 +189,8 @@ void experts(const Kernel& kernel, KernelContext* context) {
     const Tensor ids = read(kernel.api, context, 1), weights = read(kernel.api, context, 2);
     Block b = kernel.block(context, 3);
     require(ids.type == ort::INT64 && weights.type == ort::FLOAT && ids.rank >= 1, "ids are int64, weights float32");
-    require(ids.rows() == b.tokens && weights.rows() == b.tokens && weights.last() == ids.last(), "a row for each token");
+    require(ids.rows() == b.tokens && weights.rows() == b.tokens && weights.last() == ids.last(),
+            "a row for each token");
     b.ids = static_cast<const int64_t*>(ids.data), b.weights = static_cast<const float*>(weights.data);
     b.top_k = ids.last();
     Lent lent{kernel.api, context};

@@ -1,6 +1,6 @@
 // Matrix rows times tokens. Every output is one dot product in one order, whoever computes it and beside what: a chain
-// of fused multiply-adds in each of 16 lanes, column k in lane k mod 16 (of codes: in the order of `Matrix::chunk`), then
-// the sum of the lanes. So no result hangs on how many tokens or rows are computed together.
+// of fused multiply-adds in each of 16 lanes, column k in lane k mod 16 (of codes: in the order of `Matrix::chunk`),
+// then the sum of the lanes. So no result hangs on how many tokens or rows are computed together.
 #pragma once
 
 #include "block.h"
@@ -97,7 +97,8 @@ inline void tile(const T* w, size_t columns, const float* const* x, float* out, 
 #pragma GCC unroll 8
             for (size_t n = 0; n < N; n++) __builtin_prefetch(w + n * columns + k + ahead, 0, 2);
         }
-        multiply<M, N>(acc, [&](size_t m) { return load(x[m] + k); }, [&](size_t n) { return load(w + n * columns + k); });
+        multiply<M, N>(acc, [&](size_t m) { return load(x[m] + k); },
+                       [&](size_t n) { return load(w + n * columns + k); });
     }
     if (rest)
         multiply<M, N>(acc, [&](size_t m) { return load_part(x[m] + whole, rest); },
@@ -218,15 +219,17 @@ void products_codes(const Matrix& m, size_t row, size_t rows, const float* const
     }
 }
 
-void products(const Matrix& m, size_t expert, size_t first, size_t rows, const float* const* x, size_t tokens, float* out,
-              size_t step, float* unpacked) {
+void products(const Matrix& m, size_t expert, size_t first, size_t rows, const float* const* x, size_t tokens,
+              float* out, size_t step, float* unpacked) {
     const size_t row = expert * m.rows + first;
     switch (m.bits) {
         case 8: return products_codes<8>(m, row, rows, x, tokens, out, step, unpacked);
         case 4: return products_codes<4>(m, row, rows, x, tokens, out, step, unpacked);
         case 2: return products_codes<2>(m, row, rows, x, tokens, out, step, unpacked);
-        case 16: return products_dense(static_cast<const Half*>(m.data) + row * m.columns, m, rows, x, tokens, out, step);
-        default: return products_dense(static_cast<const float*>(m.data) + row * m.columns, m, rows, x, tokens, out, step);
+        case 16:
+            return products_dense(static_cast<const Half*>(m.data) + row * m.columns, m, rows, x, tokens, out, step);
+        default:
+            return products_dense(static_cast<const float*>(m.data) + row * m.columns, m, rows, x, tokens, out, step);
     }
 }
 

@@ -1,5 +1,5 @@
-// What tests and benchmarks call through ctypes: one block on a given instruction set, without a runtime. Pieces of work
-// run one after the other, in order or in the reverse one.
+// What tests and benchmarks call through ctypes: one block on a given instruction set, without a runtime. Pieces of
+// work run one after the other, in order or in the reverse one.
 #include <exception>
 
 #include "block.h"
