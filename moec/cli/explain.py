@@ -17,6 +17,7 @@ _COST = "#   "  # how a line of a preset begins that says what it cost on a mode
 OPERATORS = (
     "route",
     "experts",
+    "experts_on_cpu",
     "moe",
     "attention",
     "linear_attention",

@@ -6,12 +6,12 @@ that a graph with data-dependent routing stays static, exports with dynamic shap
 PyTorch as it is. Importing this package registers them.
 """
 
-from moec.dialect import cpu as _cpu  # noqa: F401
 from moec.dialect import cuda as _cuda  # noqa: F401
 from moec.dialect.activation import ACTIVATIONS, Activation
 from moec.dialect.attention import attention, attention_reference
 from moec.dialect.capacity import Capacity
 from moec.dialect.causal_conv import causal_conv, causal_conv_reference
+from moec.dialect.cpu import experts_on_cpu
 from moec.dialect.dequantize import dequantize, pack
 from moec.dialect.dequantize_float import dequantize_float
 from moec.dialect.experts import experts, experts_reference
@@ -32,6 +32,7 @@ __all__ = [
     "dequantize",
     "dequantize_float",
     "experts",
+    "experts_on_cpu",
     "experts_reference",
     "linear_attention",
     "linear_attention_reference",

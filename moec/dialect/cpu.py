@@ -19,6 +19,12 @@ _NAME, _KERNELS = "moec::experts_on_cpu", "moec.kernels.cpu.pytorch"
 
 
 def _found_late(*args: Any, **kwargs: Any) -> Tensor:
+    """`moec::experts` by moec's compiled kernels for CPUs, as `moec.accelerate` calls it, with the same arguments and
+    result, in float32 or bfloat16. A captured graph holds `moec::experts` instead.
+
+    Raises:
+        MoecError: M212 for shapes that do not fit together or an id that is no expert, M301 without the library.
+    """
     result: Tensor = import_module(_KERNELS).experts(*args, **kwargs)
     return result
 
