@@ -12,8 +12,9 @@ from torch import Tensor, fx
 
 from moec.execution.divergence import apart
 from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
-from moec.experts.carved_place import dense_of, finite
+from moec.experts.carved_place import finite
 from moec.experts.carving import Carving, Cut, NotFiniteError
+from moec.experts.dense_network import dense_of
 from moec.program.decoder_signature import LOGITS
 from moec.program.program import Program
 from moec.recognition.ffn import Ffn

@@ -18,7 +18,7 @@ from moec.errors import MoecError
 from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
 from moec.experts.carved_weights import carved_weights, placeholders
 from moec.experts.carving import Carved, Carving, NotFiniteError, cut
-from moec.experts.dense_network import Dense
+from moec.experts.dense_network import dense_of, in_float32
 from moec.experts.stream import Stream, UntouchedStream, stream_of, without_network
 from moec.program.program import Program
 from moec.program.rewriting import call_like
@@ -113,7 +113,7 @@ class CarvedPlace:
         require_tokens(len(x), self.how.experts, self.ffn.path)
         drift = None
         if self._untouched is not None and isinstance(self._stream, Stream):
-            bias = 0 if self.ffn.b_out is None else self.ffn.b_out.load().float()
+            bias = 0 if self.ffn.b_out is None else in_float32(self.ffn.b_out)
             drift = (
                 self._untouched.at(self._stream) - without_network(self._stream, calls) - bias - dense_of(self.ffn)(x)
             )
@@ -233,9 +233,3 @@ def finite(ffn: Ffn) -> Iterator[None]:
     except NotFiniteError as error:
         fix = "calibrate on another text, or leave carve out for this model"
         raise MoecError("M203", str(error), ffn.path, fix) from error
-
-
-def dense_of(ffn: Ffn) -> Dense:
-    """A network's values in float32."""
-    b_in = None if ffn.b_in is None else ffn.b_in.load().float()
-    return Dense(ffn.w_in.load().float(), b_in, ffn.w_out.load().float(), ffn.activation)

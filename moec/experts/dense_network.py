@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moec.dialect import Activation
+from moec.recognition.ffn import Ffn
+from moec.weights.lazy import Weight
 
 
 @dataclass(frozen=True)
@@ -36,3 +38,14 @@ class Dense:
         size, alone = self.w_out.shape[1], replace(self.activation, gated=False)
         bias = None if self.b_in is None else self.b_in[:size]
         return alone(F.linear(x.to(self.w_in.dtype), self.w_in[:size], bias))
+
+
+def dense_of(ffn: Ffn) -> Dense:
+    """A network's values in float32."""
+    b_in = None if ffn.b_in is None else in_float32(ffn.b_in)
+    return Dense(in_float32(ffn.w_in), b_in, in_float32(ffn.w_out), ffn.activation)
+
+
+def in_float32(weight: Weight) -> Tensor:
+    """All of a weight."""
+    return weight.load().float()

@@ -13,9 +13,10 @@ from torch import Tensor, fx
 
 from moec.dialect import Routing
 from moec.execution.lockstep import OperatorCalls, joined
-from moec.experts.carved_place import TOKENS_AN_EXPERT, dense_of, drawn, finite, require_tokens
+from moec.experts.carved_place import TOKENS_AN_EXPERT, drawn, finite, require_tokens
 from moec.experts.carved_weights import carved_weights, placeholders
 from moec.experts.carving import Carved, Carving, cut
+from moec.experts.dense_network import dense_of
 from moec.experts.stream import UntouchedStream
 from moec.program.moe_call import MoeCall
 from moec.program.program import Program

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moec.experts.dense_network import Dense
+from moec.experts.dense_network import Dense, dense_of, in_float32
 from moec.experts.stream_step import Step, best_step
 from moec.recognition.ffn import Ffn
-from moec.weights.lazy import Weight
 
 _STRENGTH = 1.0  # of the penalty on the change, in units of a neuron's mean energy
 _LEAST = 0.1  # of the median size, which a token counts as having
@@ -44,10 +43,9 @@ class Arriving:
 
 def refitted_expert(ffn: Ffn, own: Arriving) -> tuple[Tensor, Step]:
     """The network's last matrix `[H, I]` in its dtype, fitted to the tokens that it gets, and how far it went."""
-    dense = Dense(ffn.w_in.load().float(), _loaded(ffn.b_in), ffn.w_out.load().float(), ffn.activation)
+    dense = dense_of(ffn)
     says = dense(own.x)
-    bias = _loaded(ffn.b_out)
-    says = says if bias is None else says + bias
+    says = says if ffn.b_out is None else says + in_float32(ffn.b_out)
     lacking = own.wanted - says
     counts = 1 / _sizes(own.streams)
     fits, judges = ~own.judges, own.judges
@@ -81,7 +79,3 @@ def _solved(dense: Dense, x: Tensor, lacking: Tensor, counts: Tensor) -> Tensor:
     if int(failed):  # nothing to go by
         return torch.zeros(rows, columns)
     return torch.cholesky_solve(cross, factor).T
-
-
-def _loaded(bias: Weight | None) -> Tensor | None:
-    return None if bias is None else bias.load().float()

@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from moec.weights.threads import in_threads
+from tests.torch_threads import torch_threads
 
 
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with torch_threads(request.param) as count:
+        yield count
 
 
 def test_each_item_is_worked_on_once(threads: int) -> None:

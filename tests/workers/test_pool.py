@@ -12,14 +12,13 @@ from torch import Tensor
 from moec.workers import pool as module
 from moec.workers.pool import Here, in_order
 from moec.workers.working import pool, working_on
+from tests.torch_threads import torch_threads
 
 
 @pytest.fixture(params=[1, 3])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with torch_threads(request.param) as count:
+        yield count
 
 
 def late(shared: float, item: int) -> tuple[int, int, bool]:
