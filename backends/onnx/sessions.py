@@ -5,13 +5,13 @@ Left alone, the runtime goes on with the CPU where a provider cannot be made, an
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from moec.errors import MoecError
+from moec.execution.variables import with_variables
 
 Providers = Sequence[str | tuple[str, dict[str, str]]]
 
@@ -60,10 +60,5 @@ def open_on(
 @contextmanager
 def _exact() -> Iterator[None]:
     name, word = EXACT
-    with _opening:
-        before = os.environ.get(name)
-        os.environ[name] = word
-        try:
-            yield
-        finally:
-            os.environ.pop(name) if before is None else os.environ.update({name: before})
+    with _opening, with_variables({name: word}):
+        yield

@@ -8,7 +8,6 @@ replaced, and its piece done again: pieces have no effects, so the bytes are the
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import secrets
 import signal
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from moec.errors import MoecError, reason_of
+from moec.execution.variables import with_variables
 from moec.weights.remembered import code_key
 from moec.workers.parcel import Parcel, unwrap, wrap
 from moec.workers.place import Place
@@ -116,7 +116,7 @@ def ray_pool(place: Place) -> Iterator[Pool]:
     """
     require_ray()
     token = {} if place.address else {"RAY_AUTH_TOKEN": secrets.token_hex(32)}  # else Ray writes one into the home
-    with _environment(_SETTINGS | token):
+    with with_variables(_SETTINGS | token):  # a token of this machine's workers is no cluster's
         yield from _connected(place)
 
 
@@ -150,21 +150,6 @@ def require_ray() -> None:
 def _lost(place: Place, what: str) -> MoecError:
     fix = "see that it runs, has memory, and is told its token (RAY_AUTH_MODE=token), then the same command goes on"
     return MoecError("M304", what, str(place), fix)
-
-
-@contextmanager
-def _environment(more: dict[str, str]) -> Iterator[None]:
-    """Variables that are as before afterwards: a token of this machine's workers is no cluster's."""
-    before = {name: os.environ.get(name) for name in more}
-    os.environ.update(more)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
