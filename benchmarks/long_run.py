@@ -32,9 +32,10 @@ from long_run_models import STATES, VOCABULARY, compile_small
 from torch import Tensor
 
 import moec
-from moec.execution.encoder_decoder import EncoderDecoderEngine, respond
+from moec.execution.encoder_decoder import EncoderDecoderEngine
 from moec.execution.generation import generate, pad
 from moec.execution.memory import rss_bytes
+from moec.execution.parts import respond
 
 PROMPTS, PROMPT, NEW, BATCHES = 60, 120, 80, (1, 2, 3, 4)
 GROWTH = 1.02

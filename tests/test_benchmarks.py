@@ -1,0 +1,37 @@
+"""The benchmarks are run by hand, and months apart: what they take from moec has to be there all the same."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(p for folder in ("benchmarks", "examples", "docs/scripts") for p in (ROOT / folder).glob("*.py"))
+
+
+def missing(text: str) -> Iterator[str]:
+    """What a script takes from moec or from the tests that is not there, as it writes it."""
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(("moec", "tests")):
+            continue
+        module = import_module(str(node.module))
+        for alias in node.names:
+            inside = hasattr(module, "__path__") and find_spec(f"{node.module}.{alias.name}") is not None
+            if not inside and not hasattr(module, alias.name):
+                yield f"line {node.lineno}: from {node.module} import {alias.name}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_it_takes_only_what_moec_has(script: Path) -> None:
+    assert list(missing(script.read_text(encoding="utf-8"))) == []
+
+
+def test_a_name_that_moved_is_found() -> None:
+    assert list(missing("from moec.execution import parts\nfrom moec.execution.parts import responds")) == [
+        "line 2: from moec.execution.parts import responds"
+    ]
