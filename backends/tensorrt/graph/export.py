@@ -16,10 +16,12 @@ from moec.backends.onnx.emit import Emitter
 from moec.backends.onnx.evaluation import stages_of
 from moec.backends.onnx.export import strip_traces, to_onnx
 from moec.backends.onnx.folding import folding, remove_unused
+from moec.backends.onnx.selective_scan import lower_selective_scans
 from moec.backends.onnx.steps import Step, apply_steps
 from moec.backends.onnx.writing import write_model
 from moec.backends.tensorrt.graph.attention import lower_attention
 from moec.backends.tensorrt.graph.fixed_cache import fix_cache
+from moec.backends.tensorrt.graph.linear_attention import lower_linear_attention
 from moec.backends.tensorrt.graph.moe import lower_experts
 from moec.backends.tensorrt.graph.operators import check, table_of
 from moec.backends.tensorrt.graph.quantized import lower_quantized
@@ -74,6 +76,8 @@ def steps_for(plan: BuildPlan, program: Program) -> list[Step]:
     return [
         *(fixed if plan.capacity else ()),
         Step("lower-attention", lower_attention, facts="attention"),
+        Step("lower-linear-attention", lower_linear_attention, facts="linear_attention"),
+        Step("lower-selective-scans", lower_selective_scans, facts="selective_scans"),
         Step("lower-convolutions", lower_causal_convs, False, facts="convolutions"),
         Step("lower-experts", lower_experts, plan, facts="blocks"),
         Step("lower-quantized", lower_quantized, facts="packed"),

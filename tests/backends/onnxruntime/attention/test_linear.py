@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -14,6 +15,7 @@ from moec.backends.onnx.tensors import DTYPES
 from moec.backends.onnxruntime.attention.linear import lower_linear_attention
 from tests.backends.onnxruntime.blocks import error, session
 
+Lowering = Callable[[ir.Model], list[dict[str, str]]]
 LIMIT = 1e-5
 D, V = 8, 6
 RULES = {"linear": (), "gated": ("decay",), "delta": ("rate",), "gated_delta": ("decay", "rate")}
@@ -30,13 +32,15 @@ def given(length: int, rule: str, heads: tuple[int, int], by_channel: bool = Fal
     return found | {name: more[name] if name in RULES[rule] else None for name in more}
 
 
-def lowered(tensors: dict[str, Any], **rule: float) -> tuple[ir.Model, dict[str, str]]:
+def lowered(
+    tensors: dict[str, Any], lower: Lowering = lower_linear_attention, **rule: float
+) -> tuple[ir.Model, dict[str, str]]:
     inputs = {name: None if t is None else _value(name, t) for name, t in tensors.items()}
     y, present = _value("y", tensors["value"]), _value("present", tensors["state"])
     node = ir.node("LinearAttention", list(inputs.values()), rule, domain="moec", outputs=[y, present], name="layer")
     graph = ir.Graph([v for v in inputs.values() if v], [y, present], nodes=[node], opset_imports={"": 20, "moec": 1})
     model = ir.Model(graph, ir_version=10)
-    (fact,) = lower_linear_attention(model)
+    (fact,) = lower(model)
     return model, fact
 
 
