@@ -243,6 +243,14 @@ def test_the_table_of_models_has_every_model() -> None:
     assert sorted(named) == sorted(every)
 
 
+def test_other_pages_count_models_as_the_table_does() -> None:
+    table = prose(ROOT / "docs/models.md")
+    right = re.search(r"(\d+) of \d+ models are right", table)
+    mixtures = table.partition("| Mixtures of experts |")[2].partition("\n\n")[0].count("\n| ")
+    assert right is not None and f"moec shows {right[1]} in" in prose(ROOT / "docs/beside.md")
+    assert f"| models | {mixtures} of " in prose(ROOT / "README.md")
+
+
 def test_the_rooms_are_those_of_the_house() -> None:
     text = prose(ROOT / "docs/architecture.md").partition("| room |")[2].partition("\n\n")[0]
     named = [n for row in text.splitlines()[2:] for n in re.findall(r"`(\w+)`", row.split("|")[1])]

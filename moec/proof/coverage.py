@@ -193,7 +193,7 @@ def run_load(program: Program, sample: Sample) -> RunLoad:
         if routing := logits_of(node, args, kwargs):
             record.undecided += undecided(*routing, room_of(node, args, kwargs))
             near, texts = nearness(*routing), len(compared.texts)
-            if len(near) % texts == 0:
+            if len(near) and len(near) % texts == 0:
                 seen = near.masked_fill(~compared.rows(len(near))[:, None], -torch.inf)
                 record.near |= dict.fromkeys(_routed_by(node), seen.view(texts, -1, near.shape[-1]).amax(1))
         keys = hanging_choice(node, args, NOISE[torch.float32])

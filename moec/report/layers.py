@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +26,13 @@ def with_layers(facts: Mapping[str, Any], program: Program) -> dict[str, Any]:
 def _named(fact: Any, layers: Mapping[str, str]) -> Any:
     if not isinstance(fact, list | tuple) or not all(isinstance(row, Mapping) for row in fact):
         return fact
-    return [{"layer": layer, **row} if (layer := _layer(row, layers)) else row for row in fact]
+    read = Counter(row["weight"] for row in fact if "weight" in row)
+    return [{"layer": layer, **row} if (layer := _layer(row, layers, read)) else row for row in fact]
 
 
-def _layer(row: Mapping[str, Any], layers: Mapping[str, str]) -> str:
+def _layer(row: Mapping[str, Any], layers: Mapping[str, str], read: Mapping[str, int]) -> str:
+    """By the weight where one row alone has it: torch.onnx counts products anew, in an order of its own."""
+    own = str(row.get("weight", "")).rpartition(".")[0]
+    if own and own in layers.values() and read[row["weight"]] == 1:
+        return own
     return layers.get(str(row.get("node", "")).removeprefix(_PREFIX), "")

@@ -12,7 +12,7 @@ from moec.compiler.open import open_source
 from moec.dialect import Routing
 from moec.pipeline.pipeline import Pipeline
 from moec.proof.coverage import measure_load, undecided
-from tests.moe_module import HIDDEN, source_of
+from tests.moe_module import HIDDEN, VOCAB, Block, source_of
 
 
 @pytest.mark.parametrize("rule", [Routing(1), Routing(1, "sigmoid", "scores"), Routing(1, combine="softmax")])
@@ -45,6 +45,24 @@ def test_an_expert_whose_weight_is_zero_was_not_reached() -> None:
     source = source_of(Muted())
     coverage = measure_load(source.capture(), [source.sample({"batch": 2, "sequence": 5})])
     assert coverage.loads[0].assignments == (10, 0)
+
+
+class Handed(nn.Module):
+    """A mixture that gets no token at all, and one that gets all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.blocks = nn.Embedding(VOCAB, HIDDEN), nn.ModuleList(Block(fused=True) for _ in range(2))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embedding(input_ids)
+        return self.blocks[0](x) + self.blocks[1](x[:, :0]).sum()
+
+
+def test_a_mixture_without_tokens_reaches_no_expert() -> None:
+    source = source_of(Handed())
+    coverage = measure_load(source.capture(), [source.sample({"batch": 2, "sequence": 5})])
+    assert sorted(sum(load.assignments) for load in coverage.loads) == [0, 20]
 
 
 def test_an_expert_that_only_padding_reaches_was_not_reached(mixtral: Path) -> None:

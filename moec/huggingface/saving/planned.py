@@ -24,6 +24,8 @@ from moec.program.program import TRAINED, Program
 from moec.program.trainable import TrainableProgram
 from moec.weights.lazy import Weight
 
+_RECOGNITION = {"find-moe", "fuse-moe"}  # passes that leave a model what it is
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -75,6 +77,9 @@ def plan(
         target, stored, code = _plan_carved(program, source, config, dtype)
     elif pruned or ((packed or fewer or untouched or TRAINED in steps) and not copies):
         target, stored = _plan_own(program, source, config, dtype)
+    elif steps <= _RECOGNITION:
+        fix = "give other engines the model's own folder, or name a pass, such as quantize or upcycle"
+        raise MoecError("M206", "no pass has changed the model: there is no other checkpoint", program.source, fix)
     else:
         target, stored = _plan_upcycled(program, config, dtype)
         if packed:

@@ -208,11 +208,14 @@ def test_what_no_container_holds_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dense_program_is_refused(tmp_path: Path) -> None:
-    model, program = dense("llama")
-    with pytest.raises(MoecError) as caught:
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_an_untouched_program_is_refused(name: str, tmp_path: Path) -> None:
+    model, program = dense(name)
+    program = Pipeline.parse("find-moe, fuse-moe").all_optional().run(program)[0]
+    with pytest.raises(MoecError, match="no pass has changed the model") as caught:
         save_hf(program, tmp_path / "out", model.config)
-    assert caught.value.code == "M206" and "no upcycled layers" in caught.value.what
+    assert caught.value.code == "M206"
+    save_hf(Pipeline.parse("quantize(bits=8, group=16)").run(program)[0], tmp_path / "out", model.config)  # the way out
 
 
 def test_an_entry_without_a_place_is_refused(tmp_path: Path) -> None:
