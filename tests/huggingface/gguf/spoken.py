@@ -49,12 +49,12 @@ def tokenizer(cut: str, size: int = 340, start: bool = False) -> Any:
 
 
 @cache
-def _trained(name: str) -> tuple[Any, Any]:
+def _trained(name: str, **sizes: int) -> tuple[Any, Any]:
     """The model and its tokenizer."""
     cut = "qwen2" if name.startswith("qwen") else "llama-bpe"
     speaks = tokenizer(cut)
     own = {"moe_intermediate_size": 64} if name == "qwen3_moe" else {}
-    model: Any = zoo.build(name, **SIZES, **own, tie_word_embeddings=name == "qwen3").train()
+    model: Any = zoo.build(name, **SIZES | own | sizes, tie_word_embeddings=name == "qwen3").train()
     ids = torch.tensor([speaks(TEXT + "</s>")["input_ids"]])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(_STEPS):
@@ -67,9 +67,9 @@ def _trained(name: str) -> tuple[Any, Any]:
     return model.eval(), speaks
 
 
-def folder(name: str, path: Path) -> Path:
-    """The model of an architecture, with its tokenizer, in a folder."""
-    model, speaks = _trained(name)
+def folder(name: str, path: Path, **sizes: int) -> Path:
+    """The model of an architecture, with its tokenizer, in a folder; `sizes` of its config instead of `SIZES`."""
+    model, speaks = _trained(name, **sizes)
     model.save_pretrained(path)
     speaks.save_pretrained(path)
     return path
