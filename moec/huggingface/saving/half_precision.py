@@ -18,7 +18,8 @@ class Rounding:
         scales: number of scales. steps: by how much of a step of its grid a number moved at most, where its scale is
             no smaller than `6.1e-5`. small: scales below that.
         floats: matrices of floats that lost digits.
-        lost: tensors with numbers that are too large for 16 bits.
+        lost: tensors with numbers that are too large for 16 bits. faint: matrices whose scales are so small that
+            numbers moved by more than half a step of the matrix's coarsest grid.
     """
 
     scales: int = 0
@@ -26,6 +27,7 @@ class Rounding:
     small: int = 0
     floats: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
+    faint: set[str] = field(default_factory=set)
 
     def half(self, name: str, bits: int, scale: Tensor, symmetric: bool = True) -> Tensor:
         """Scales in 16 bits. `symmetric`: codes are at most half of their range away from zero, else all of it."""
@@ -40,7 +42,17 @@ class Rounding:
         if not bool(kept.isfinite().all()):
             self.lost.add(name)
         elif scale.numel():
-            self.steps = max(self.steps, float(moved.max()) * (2 ** (bits - 1) if symmetric else 2**bits - 1))
+            self.steps = max(self.steps, float(moved.max()) * _reach(bits, symmetric))
+        return found
+
+    def half_of_matrix(self, name: str, bits: int, scale: Tensor, symmetric: bool = True) -> Tensor:
+        """`half` of all scales of a matrix, which is `faint` where 16 bits hold none of them well."""
+        found = self.half(name, bits, scale, symmetric)
+        if scale.device.type != "meta" and scale.numel():
+            exact, kept = scale.double(), found.double()
+            moved = float((kept - exact).abs().max()) * _reach(bits, symmetric)
+            if moved > float(exact.abs().max()) / 2:
+                self.faint.add(name)
         return found
 
     def cast(self, name: str, dtype: torch.dtype, values: Tensor) -> Tensor:
@@ -62,3 +74,8 @@ class Rounding:
         few = f"; {self.small} of {self.scales} are below 6.1e-5, where they keep fewer digits" if self.small else ""
         moved = f"by which a number moves at most {self.steps:.2g} of a step{few}"
         return [f"codes are the program's own; scales are rounded to 16 bits, {moved} (not with --precision fp16)"]
+
+
+def _reach(bits: int, symmetric: bool) -> int:
+    """How many steps a code is away from zero at most."""
+    return 2 ** (bits - 1) if symmetric else 2**bits - 1
