@@ -69,19 +69,21 @@ def _lacking(packed: Mapping[str, Any], mixture: bool) -> Iterator[str]:
             yield "its kernels for experts have no zero points: write symmetric=True"
         elif stored.experts and stored.bits == 4:  # 8 bits were not tried
             yield "its CPU build (0.32) has no kernel for experts of 4 bits ('No WNA16 MoE backend')"
-        if stored.head:
-            yield "its CPU build (0.32) has no kernel for a quantized head: write lm_head=16"
+        if stored.bits == 8:
+            ways = [*(["bits=4"] if stored.others else []), *(["lm_head=16"] if stored.head else [])]
+            yield f"its CPU build (0.32) has no kernel for 8 bits: write {', '.join(ways)}"
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """How some modules are stored, and whether `experts` or the `head` are among them."""
+    """How some modules are stored, and whether `experts`, the `head` or `others` are among them."""
 
     bits: int
     group: int
     symmetric: bool
     experts: bool
     head: bool
+    others: bool
 
 
 def _by_compressed_tensors(packed: Mapping[str, Any], mixture: bool) -> Iterator[_Stored]:
@@ -89,7 +91,8 @@ def _by_compressed_tensors(packed: Mapping[str, Any], mixture: bool) -> Iterator
         weights = group["weights"]
         experts = mixture and ("Linear" in group["targets"] or any("experts" in t for t in group["targets"]))
         head = any(target.endswith("lm_head") for target in group["targets"])
-        yield _Stored(weights["num_bits"], weights["group_size"], weights["symmetric"], experts, head)
+        others = any(not target.endswith("lm_head") for target in group["targets"])
+        yield _Stored(weights["num_bits"], weights["group_size"], weights["symmetric"], experts, head, others)
 
 
 def _by_gptq(packed: Mapping[str, Any], mixture: bool) -> Iterator[_Stored]:
@@ -100,7 +103,8 @@ def _by_gptq(packed: Mapping[str, Any], mixture: bool) -> Iterator[_Stored]:
     head = next((rule for rule in named if rule.startswith("+:lm_head")), "")
     for rule, own in {"": packed, **named}.items():
         experts = mixture and (_EXPERTS in rule if rule else not plain)
-        yield _Stored(own["bits"], own["group_size"], own["sym"], experts, packed["lm_head"] and rule == head)
+        here = packed["lm_head"] and rule == head
+        yield _Stored(own["bits"], own["group_size"], own["sym"], experts, here, not here or not rule)
 
 
 def _by_llama_cpp(file: Path) -> Serving:
