@@ -72,6 +72,8 @@ def _lacking(packed: Mapping[str, Any], mixture: bool) -> Iterator[str]:
         if stored.bits == 8:
             ways = [*(["bits=4"] if stored.others else []), *(["lm_head=16"] if stored.head else [])]
             yield f"its CPU build (0.32) has no kernel for 8 bits: write {', '.join(ways)}"
+        if gptq and stored.head:
+            yield "transformers (5.23) reads no quantized head in GPTQ's form, and makes up another: write lm_head=16"
 
 
 @dataclass(frozen=True)

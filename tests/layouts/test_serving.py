@@ -44,8 +44,14 @@ def test_what_vllm_lacks_is_said(name: str, passes: str, said: list[str], unsaid
         ("mixtral", "quantize(bits=4, group=16)", ["groups of 16", "lm_head=16"], ["bits="]),
         ("qwen3_moe", "quantize(bits=4, group=32, experts=16, lm_head=16)", [], ["kernel"]),
         ("llama", "quantize(bits=4, group=32, lm_head=16)", [], ["kernel", "symmetric"]),
-        ("llama", "quantize(bits=8, group=32, symmetric=False)", ["symmetric=True", "bits=4, lm_head=16"], ["parallel"]),
+        (
+            "llama",
+            "quantize(bits=8, group=32, symmetric=False)",
+            ["symmetric=True", "bits=4, lm_head=16"],
+            ["parallel"],
+        ),
         ("llama", "quantize(bits=4, group=32)", ["8 bits: write lm_head=16"], ["bits=4"]),
+        ("llama", "quantize(bits=4, group=32, lm_head=4)", ["transformers (5.23)"], ["kernel"]),
         ("llama", "quantize(bits=4, group=32, lm_head=16, rules={'*.1.mlp.*': 2})", ["for 2 bits"], ["groups"]),
     ],
 )

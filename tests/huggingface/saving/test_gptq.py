@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moec import open_source
+from moec import load, open_source
 from moec.errors import MoecError
 from moec.huggingface.saving.gptq import require_kept, require_words
 from moec.huggingface.saving.half_precision import Rounding
@@ -19,6 +19,7 @@ from moec.huggingface.source import HuggingFaceSource
 from moec.program.program import Program
 from moec.weights.lazy import from_tensor
 from moec.weights.weight import PackedWeight
+from tests.command_line import Cli
 from tests.huggingface import packed
 from tests.huggingface.conftest import Saved
 
@@ -66,6 +67,29 @@ def test_round_trip(made: SavedProgram, tmp_path: Path) -> None:
     packed.save_hf(again, tmp_path / "again", back, hf_format="gptq")
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_compile_writes_what_its_engine_computes(saved: Saved, tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "how.toml").write_text('hf_format = "gptq"\nmax_kl = 9.0\ntolerance = 9.0\n')
+    passes, out, engine = "quantize(bits=4, group=16, lm_head=16)", tmp_path / "out", tmp_path / "engine"
+    given = ("--config", tmp_path / "how.toml", "--pass", passes, "--save-hf", out, "--no-cache")
+    cli("compile", saved("llama"), *given, "-o", engine)
+    assert "scales are rounded to 16 bits, by which a number moves at most" in cli.err
+    assert packed.config_of(out)["quant_method"] == "gptq"
+    back = open_source(str(out), cache=False)
+    run = load(engine)
+    assert deviation(packed.logits_of(back.reference(), back), packed.logits_of(run, back)) < TOLERANCE
+    untouched = open_source(str(saved("llama")), cache=False)
+    assert deviation(packed.logits_of(untouched.reference(), back), packed.logits_of(run, back)) > 10 * TOLERANCE
+
+
+def test_an_unknown_form_is_refused(saved: Saved, tmp_path: Path, cli: Cli) -> None:
+    given = ("--save-hf", tmp_path / "out", "--hf-format", "awq", "-o", tmp_path / "engine")
+    assert cli.json("compile", saved("llama"), *given, status=2)["error"]["code"] == "M201"
+    with pytest.raises(MoecError, match="no form 'awq'") as caught:
+        packed.write(saved("llama"), "quantize(bits=4, group=16)", tmp_path / "out", "awq")
+    assert caught.value.code == "M201" and "gptq" in caught.value.fix
 
 
 def swapped(words: Tensor) -> Tensor:
@@ -126,9 +150,7 @@ def test_gptqmodel_reads_the_same(made: SavedProgram) -> None:
 
 REFUSED = [
     ("mixtral", "quantize(bits=4, group=16, rules={'*.q_proj': 8})", "computed as one", "self_attn"),
-    ("mixtral", "quantize(bits=4, group=16, rules={'*.1.mlp.experts.down_proj': 8})", "computed as one", "experts"),
     ("llama", "quantize(format=fp8, bits=8)", "small floats", "fp8"),
-    ("gpt_oss", "quantize(bits=8, group=16, experts=16)", "layout of their own", "mlp.experts"),
     ("llama", "upcycle(experts=2, top_k=1)", "no matrix of it is quantized", "GPTQ"),
 ]
 
@@ -170,10 +192,10 @@ def test_what_fills_no_words_is_refused(
 
 
 def test_scales_that_16_bits_do_not_hold_are_refused(saved: Saved, tmp_path: Path) -> None:
+    source, name = open_source(str(saved("llama"))), "model.layers.1.mlp.down_proj.weight"
+    captured = source.capture()
     for factor, words in ((1e7, "larger than 16 bits hold"), (1e-9, "more than half a step")):
-        source = open_source(str(saved("llama")))
-        program = source.capture()
-        name = "model.layers.1.mlp.down_proj.weight"
+        program = captured.clone()
         program.weights[name] = from_tensor(program.weights[name].load() * factor, name)
         for text, fails in (("", True), (", rules={'*.down_proj': 16}", False)):  # the way out that it names
             quantized = packed.Pipeline.parse(f"quantize(bits=4, group=16{text})").run(program.clone())[0]
