@@ -64,6 +64,7 @@ def compile(
     leave_out: Sequence[str] = (),
     part: str | None = None,
     save_hf: str | Path | None = None,
+    hf_format: str = "compressed-tensors",
     save_gguf: str | Path | None = None,
     gguf_floats: str = "f16",
     layout: str | None = None,

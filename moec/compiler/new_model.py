@@ -121,8 +121,8 @@ class NewModel(Source):
     def write_companions(self, folder: Path) -> None:
         self._base.write_companions(folder)
 
-    def save_checkpoint(self, program: Program, folder: Path, progress: Progress | None = None) -> None:
-        self._base.save_checkpoint(program, folder, progress)
+    def save_checkpoint(self, program: Program, folder: Path, hf_format: str, progress: Progress) -> Sequence[str]:
+        return self._base.save_checkpoint(program, folder, hf_format, progress)
 
     def save_gguf(self, program: Program, file: Path, floats: str) -> Sequence[str]:
         return self._base.save_gguf(program, file, floats)

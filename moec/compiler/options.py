@@ -59,7 +59,8 @@ class Options:
         layout: of the engine folder, see `moec.layouts`; what suits the model when None.
         build: False leaves the part that needs the target's own runtime to `moec build`; the proof is then its
             stand-in's.
-        save_hf: folder of a checkpoint to write after the named passes, see `moec.huggingface.saving.save`.
+        save_hf, hf_format: folder of a checkpoint to write after the named passes, and the form of its weights that are
+            packed, see `moec.huggingface.saving.save`.
         save_gguf, gguf_floats: the same as a file for llama.cpp, and the form of its matrices that are not quantized,
             see `moec.huggingface.gguf.write`.
         calibration, calibration_tokens: a text for the passes that need data, or several with names, and how much of
@@ -105,6 +106,12 @@ class Options:
         "Do, or leave to `moec build` on the machine that has them, the part that needs the target's runtime or GPU.",
     )
     save_hf: Path | None = setting(Folder(), None, "Also write the changed model as a checkpoint.", recorded=False)
+    hf_format: str = setting(
+        Choice(("compressed-tensors", "gptq")),
+        "compressed-tensors",
+        "In --save-hf: the form of quantized weights.",
+        recorded=False,
+    )
     save_gguf: Path | None = setting(
         File(), None, "Also write the changed model as a GGUF file, for llama.cpp.", recorded=False, metavar="FILE"
     )

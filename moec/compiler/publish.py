@@ -53,8 +53,8 @@ def handed_over(
 
     def save_hf(path: Path) -> None:
         progress.stage("checkpoint")
-        source.save_checkpoint(program, path, progress)
-        progress.done(sizes_of_files(path))
+        said = source.save_checkpoint(program, path, options.hf_format, progress)
+        progress.done("; ".join((sizes_of_files(path), *said)))
 
     def save_gguf(path: Path) -> None:
         progress.stage("gguf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -88,8 +89,12 @@ class ProgramSource(Source):
         if isinstance(self._home, Source):
             self._home.write_companions(folder)
 
-    def save_checkpoint(self, program: Program, folder: Path, progress: Progress | None = None) -> None:
+    def save_checkpoint(self, program: Program, folder: Path, hf_format: str, progress: Progress) -> Sequence[str]:
         if isinstance(self._home, Source):
-            self._home.save_checkpoint(program, folder, progress)
-        else:
-            super().save_checkpoint(program, folder, progress)
+            return self._home.save_checkpoint(program, folder, hf_format, progress)
+        return super().save_checkpoint(program, folder, hf_format, progress)
+
+    def save_gguf(self, program: Program, file: Path, floats: str) -> Sequence[str]:
+        if isinstance(self._home, Source):
+            return self._home.save_gguf(program, file, floats)
+        return super().save_gguf(program, file, floats)

@@ -213,13 +213,13 @@ class Source(ABC):
     def write_companions(self, folder: Path) -> None:  # noqa: B027  # most sources have no files
         """Put the model's own files (config, tokenizer, licence; no weights, no code) into an engine's folder."""
 
-    def save_checkpoint(self, program: Program, folder: Path, progress: Progress | None = None) -> None:
+    def save_checkpoint(self, program: Program, folder: Path, hf_format: str, progress: Progress) -> Sequence[str]:
         """Write a rewritten program as a checkpoint in the form that this model came in, into a folder that does not
-        exist.
+        exist, its packed weights in the form `hf_format`; returns what is to be said of it, a line each.
 
         Raises:
-            MoecError: M206 where there is no such form, or it does not hold the program; M210 when the folder cannot be
-                written.
+            MoecError: M206 where there is no such form, or it does not hold the program; M203 where its 16 bits do not
+                hold the scales; M210 when the folder cannot be written.
         """
         what = "only a model of the transformers library can be saved as a checkpoint for it"
         raise MoecError("M206", what, self.text, "compile it without saving")

@@ -224,11 +224,11 @@ class HuggingFaceSource(Source):
         if not self.part:  # of two parts, they lie beside both
             write_companions(self.origin, folder)
 
-    def save_checkpoint(self, program: Program, folder: Path, progress: Progress | None = None) -> None:
+    def save_checkpoint(self, program: Program, folder: Path, hf_format: str, progress: Progress) -> Sequence[str]:
         """Upcycled for transformers, quantized for vLLM, see `moec.huggingface.saving.save`."""
-        from moec.huggingface.saving.save import save_hf
+        from moec.huggingface.saving.save import save_planned
 
-        save_hf(program, folder, self, progress=progress)
+        return save_planned(program, folder, self, hf_format=hf_format, progress=progress).rounding.said()
 
     def save_gguf(self, program: Program, file: Path, floats: str) -> Sequence[str]:
         """For llama.cpp, see `moec.huggingface.gguf.write`."""

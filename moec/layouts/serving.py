@@ -16,6 +16,7 @@ from typing import Any
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _BITS, _GROUPS = (4, 8), (32, 64, 128)
+_EXPERTS = r"\.experts("
 
 
 @dataclass(frozen=True)
@@ -55,21 +56,57 @@ def _by_vllm(folder: Path) -> Serving:
 
 
 def _lacking(packed: Mapping[str, Any], mixture: bool) -> Iterator[str]:
-    """What of a compressed-tensors config vLLM has no kernel for."""
+    """What of packed weights vLLM has no kernel for."""
+    gptq = packed["quant_method"] == "gptq"
+    for stored in _by_gptq(packed, mixture) if gptq else _by_compressed_tensors(packed, mixture):
+        if stored.bits not in _BITS:
+            yield f"it has no kernel for {stored.bits} bits: write bits=4 or bits=8"
+        elif stored.group not in _GROUPS:
+            yield f"it has no kernel for groups of {stored.group}: write group=32, 64 or 128"
+        elif gptq and not stored.symmetric:
+            yield "it reads no zero points in GPTQ's form: write symmetric=True"
+        elif stored.experts and not stored.symmetric:
+            yield "its kernels for experts have no zero points: write symmetric=True"
+        elif stored.experts and stored.bits == 4:  # 8 bits were not tried
+            yield "its CPU build (0.32) has no kernel for experts of 4 bits ('No WNA16 MoE backend')"
+        if stored.bits == 8:
+            ways = [*(["bits=4"] if stored.others else []), *(["lm_head=16"] if stored.head else [])]
+            yield f"its CPU build (0.32) has no kernel for 8 bits: write {', '.join(ways)}"
+        if gptq and stored.head:
+            yield "transformers (5.23) reads no quantized head in GPTQ's form, and makes up another: write lm_head=16"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """How some modules are stored, and whether `experts`, the `head` or `others` are among them."""
+
+    bits: int
+    group: int
+    symmetric: bool
+    experts: bool
+    head: bool
+    others: bool
+
+
+def _by_compressed_tensors(packed: Mapping[str, Any], mixture: bool) -> Iterator[_Stored]:
     for group in packed["config_groups"].values():
         weights = group["weights"]
         experts = mixture and ("Linear" in group["targets"] or any("experts" in t for t in group["targets"]))
         head = any(target.endswith("lm_head") for target in group["targets"])
-        if weights["num_bits"] not in _BITS:
-            yield f"it has no kernel for {weights['num_bits']} bits: write bits=4 or bits=8"
-        elif weights["group_size"] not in _GROUPS:
-            yield f"it has no kernel for groups of {weights['group_size']}: write group=32, 64 or 128"
-        elif experts and not weights["symmetric"]:
-            yield "its kernels for experts have no zero points: write symmetric=True"
-        elif experts and weights["num_bits"] == 4:  # 8 bits were not tried
-            yield "its CPU build (0.32) has no kernel for experts of 4 bits ('No WNA16 MoE backend')"
-        if head:
-            yield "its CPU build (0.32) has no kernel for a quantized head: write lm_head=16"
+        others = any(not target.endswith("lm_head") for target in group["targets"])
+        yield _Stored(weights["num_bits"], weights["group_size"], weights["symmetric"], experts, head, others)
+
+
+def _by_gptq(packed: Mapping[str, Any], mixture: bool) -> Iterator[_Stored]:
+    """By the rules of `moec.huggingface.saving.gptq_config`."""
+    rules = packed["dynamic"]
+    plain = any(rule.startswith("-:") and r"\d+" in rule and _EXPERTS in rule for rule in rules)
+    named = {rule: own for rule, own in rules.items() if rule.startswith("+:")}
+    head = next((rule for rule in named if rule.startswith("+:lm_head")), "")
+    for rule, own in {"": packed, **named}.items():
+        experts = mixture and (_EXPERTS in rule if rule else not plain)
+        here = packed["lm_head"] and rule == head
+        yield _Stored(own["bits"], own["group_size"], own["sym"], experts, here, not here or not rule)
 
 
 def _by_llama_cpp(file: Path) -> Serving:

@@ -16,6 +16,7 @@ from moec import api
 from moec.compiler.options import EXAM, SETTINGS, Options, read_settings
 from moec.compiler.setting import Choice
 from moec.errors import MoecError
+from moec.huggingface.saving.save import FORMATS
 from moec.layouts import LAYOUTS
 from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.pipeline import Pipeline
@@ -33,6 +34,7 @@ OTHER: dict[str, Any] = {
     "layout": "triton",
     "build": False,
     "save_hf": "checkpoint",
+    "hf_format": "gptq",
     "save_gguf": "model.gguf",
     "gguf_floats": "f32",
     "calibration": "more.txt",
@@ -51,7 +53,7 @@ OTHER: dict[str, Any] = {
     "workers": "local:2",
 }
 # what no manifest keeps: a place on one machine, and how the work is done there
-UNRECORDED = {"save_hf", "save_gguf", "gguf_floats", "resume", "max_ram", "workers"}
+UNRECORDED = {"save_hf", "hf_format", "save_gguf", "gguf_floats", "resume", "max_ram", "workers"}
 # keywords of `moec.compile` that are no settings
 OTHERS = {"model", "out", "dynamic", "trust_remote_code", "allow_pickle", "require_run", "hooks", "progress"}
 
@@ -159,3 +161,8 @@ def test_an_unknown_setting_names_the_nearest() -> None:
 def test_layouts_are_those_that_there_are() -> None:
     kind = SETTINGS["layout"].kind
     assert isinstance(kind, Choice) and kind.names == LAYOUTS
+
+
+def test_forms_of_a_checkpoint_are_those_that_are_written() -> None:
+    kind = SETTINGS["hf_format"].kind
+    assert isinstance(kind, Choice) and kind.names == FORMATS and SETTINGS["hf_format"].default == FORMATS[0]

@@ -203,9 +203,12 @@ def test_an_error_of_another_file_names_that_file(tmp_path: Path) -> None:
 class Checkpoints:
     """A source that writes a checkpoint, and a GGUF file."""
 
-    def save_checkpoint(self, program: object, folder: Path, progress: object = None) -> None:
+    def save_checkpoint(
+        self, program: object, folder: Path, hf_format: str, progress: object = None
+    ) -> tuple[str, ...]:
         folder.mkdir()
         (folder / "config.json").write_text("new")
+        return (hf_format,)
 
     def save_gguf(self, program: object, file: Path, floats: str) -> tuple[str, ...]:
         file.write_text(floats)

@@ -12,6 +12,7 @@ from moec.errors import MoecError
 from moec.frontend.program_source import ProgramSource
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
+from moec.progress import Progress
 from tests import zoo
 
 
@@ -65,6 +66,11 @@ def test_another_precision_and_other_inputs_are_refused_with_a_way_out() -> None
 def test_a_program_of_a_bare_module_has_no_checkpoint(tmp_path: Path) -> None:
     program = upcycled()
     program.original = program.original.__class__()
-    with pytest.raises(MoecError) as caught:
-        ProgramSource(program).save_checkpoint(program, tmp_path / "out")
-    assert caught.value.code == "M206"
+    source, out = ProgramSource(program), tmp_path / "out"
+    for write in (
+        lambda: source.save_checkpoint(program, out, "compressed-tensors", Progress()),
+        lambda: source.save_gguf(program, out, "f16"),
+    ):
+        with pytest.raises(MoecError, match="only a model of the transformers library") as caught:
+            write()
+        assert caught.value.code == "M206" and not out.exists()

@@ -10,6 +10,7 @@ import torch
 from moec.errors import MoecError
 from moec.frontend.source import Opening, Source
 from moec.layouts.facts import ModelFacts
+from moec.progress import Progress
 from tests.moe_module import VOCAB, MoeModel, source_of
 
 SIZES = {"batch": 4, "sequence": 9}
@@ -29,5 +30,5 @@ def test_a_source_with_nothing_beside_it_says_so(tmp_path: Path) -> None:
     source.write_companions(tmp_path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(MoecError, match="only a model of the transformers library") as caught:
-        source.save_checkpoint(source.capture(), tmp_path / "saved")
+        source.save_checkpoint(source.capture(), tmp_path / "saved", "gptq", Progress())
     assert caught.value.code == "M206" and not (tmp_path / "saved").exists()

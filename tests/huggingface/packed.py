@@ -19,11 +19,14 @@ from moec.program.program import Program
 SIZES = {"batch": 2, "sequence": 9}
 
 
-def write(model: Path, text: str, folder: Path) -> tuple[HuggingFaceSource, Program]:
-    """Quantize a model's folder and save it; returns its source and the program that was saved."""
+def write(
+    model: Path, text: str, folder: Path, hf_format: str = "compressed-tensors", dtype: torch.dtype = torch.float32
+) -> tuple[HuggingFaceSource, Program]:
+    """Quantize a model's folder, captured in a dtype, and save it; returns its source and the program that was
+    saved."""
     source = open_source(str(model))
-    program = Pipeline.parse(text).run(source.capture())[0]
-    save_hf(program, folder, source)
+    program = Pipeline.parse(text).run(source.capture(dtype))[0]
+    save_hf(program, folder, source, hf_format=hf_format)
     return source, program
 
 

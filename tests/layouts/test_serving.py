@@ -14,8 +14,9 @@ from moec.pipeline.pipeline import Pipeline
 from tests import zoo
 
 
-def notes(name: str, passes: str, folder: Path) -> str:
-    save_hf(Pipeline.parse(passes).run(zoo.captured(name))[0], folder, zoo.source(name))
+def notes(name: str, passes: str, folder: Path, hf_format: str = "compressed-tensors") -> str:
+    program = Pipeline.parse(passes).run(zoo.captured(name))[0]
+    save_hf(program, folder, zoo.source(name), hf_format=hf_format)
     (found,) = serving_of(folder, None)
     assert found.command == f"vllm serve '{folder}'"
     return "; ".join(found.notes)
@@ -27,12 +28,37 @@ def notes(name: str, passes: str, folder: Path) -> str:
         ("llama", "upcycle(experts=4, top_k=2)", ["--enable-expert-parallel"], ["kernel"]),
         ("mixtral", "quantize(bits=4, group=16)", ["groups of 16", "lm_head=16"], ["bits="]),
         ("mixtral", "quantize(bits=4, group=16, lm_head=16)", ["groups of 16"], ["lm_head=16"]),
-        ("llama", "quantize(bits=8, group=32, lm_head=16)", [], ["kernel", "parallel"]),
+        ("llama", "quantize(bits=8, group=32, lm_head=16)", ["8 bits: write bits=4"], ["lm_head", "parallel"]),
+        ("llama", "quantize(bits=4, group=32, lm_head=4)", [], ["kernel", "lm_head"]),
         ("llama", "quantize(bits=2, group=32, lm_head=16)", ["bits=4"], ["parallel"]),
     ],
 )
 def test_what_vllm_lacks_is_said(name: str, passes: str, said: list[str], unsaid: list[str], tmp_path: Path) -> None:
     found = notes(name, passes, tmp_path / "a checkpoint")
+    assert all(word in found for word in said) and not any(word in found for word in unsaid), found
+
+
+@pytest.mark.parametrize(
+    ("name", "passes", "said", "unsaid"),
+    [
+        ("mixtral", "quantize(bits=4, group=16)", ["groups of 16", "lm_head=16"], ["bits="]),
+        ("qwen3_moe", "quantize(bits=4, group=32, experts=16, lm_head=16)", [], ["kernel"]),
+        ("llama", "quantize(bits=4, group=32, lm_head=16)", [], ["kernel", "symmetric"]),
+        (
+            "llama",
+            "quantize(bits=8, group=32, symmetric=False)",
+            ["symmetric=True", "bits=4, lm_head=16"],
+            ["parallel"],
+        ),
+        ("llama", "quantize(bits=4, group=32)", ["8 bits: write lm_head=16"], ["bits=4"]),
+        ("llama", "quantize(bits=4, group=32, lm_head=4)", ["transformers (5.23)"], ["kernel"]),
+        ("llama", "quantize(bits=4, group=32, lm_head=16, rules={'*.1.mlp.*': 2})", ["for 2 bits"], ["groups"]),
+    ],
+)
+def test_what_vllm_lacks_for_gptqs_form_is_said(
+    name: str, passes: str, said: list[str], unsaid: list[str], tmp_path: Path
+) -> None:
+    found = notes(name, passes, tmp_path / "a checkpoint", "gptq")
     assert all(word in found for word in said) and not any(word in found for word in unsaid), found
 
 

@@ -63,7 +63,7 @@ def _by_vllm(folder: Path, prompt: str, tokens: int) -> str:
     if found.returncode:
         said = found.stdout + found.stderr
         reasons = re.findall(r"\w+Error: (.+)", said)  # the first is the root cause
-        raise Refused(reasons[0] if reasons else said.strip()[-200:])
+        raise Refused(reasons[0].partition(" Reasons:")[0] if reasons else said.strip()[-200:])
     answer = next(line for line in found.stdout.splitlines() if line.startswith('{"text": '))
     return str(json.loads(answer)["text"])
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.huggingface.gguf import spoken
+from tests.serving.engines import Serving
 
 PROMPT, TOKENS = spoken.TEXT[:25], 30
 # heads of 32 are the narrowest that vLLM's attention takes on a CPU
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
 LOOSE = ("--max-kl", "9", "--tolerance", "9")  # what quantizing costs is not asked here
+GPTQ = ("--hf-format", "gptq")
 UPCYCLE, ALIKE = "upcycle(experts=4, top_k=2)", "quantize(bits=8, group=32)"
 
 
@@ -25,6 +27,7 @@ class Form:
         title: for the table. kind: `checkpoint`, `gguf` or `engine`. model: its architecture, a key of the zoo.
         passes: as on the command line. options: more of `moec compile`.
         refused: engine -> a part of its own words, where it is known not to take the form.
+        only: the engine that it is for, where others need more than is installed for them.
     """
 
     title: str
@@ -33,6 +36,11 @@ class Form:
     passes: str = ""
     options: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    only: str = ""
+
+    def is_for(self, engine: Serving) -> bool:
+        """Whether an engine reads such a form."""
+        return engine.reads == self.kind and self.only in engine.name
 
     def write(self, compiled: Callable[..., Any], folder: Path) -> tuple[Path, Path]:
         """Compile into `folder`; the engine's folder, and what other engines read."""
@@ -58,6 +66,9 @@ FORMS = (
          refused=NO_BYTES),
     Form("compressed-tensors, experts of 4 bits", "checkpoint", "mixtral", "quantize(bits=4, group=32, lm_head=16)",
          refused=NO_EXPERTS),
+    Form("GPTQ, 4 bits, dense", "checkpoint", "llama", "quantize(bits=4, group=32, lm_head=16)", GPTQ, only="vLLM"),
+    Form("GPTQ, experts of 4 bits", "checkpoint", "mixtral", "quantize(bits=4, group=32, lm_head=16)", GPTQ,
+         refused=NO_EXPERTS, only="vLLM"),
     Form("GGUF, F16, upcycled", "gguf", "llama", UPCYCLE),
     Form("GGUF, Q8_0, Mixtral", "gguf", "mixtral", ALIKE),
     Form("GGUF, Q4_0, Qwen3-MoE", "gguf", "qwen3_moe", "quantize(bits=4, group=32)"),

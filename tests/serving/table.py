@@ -43,7 +43,7 @@ def rows(only: str) -> list[str]:
     for engine in SERVING:
         version = engine.installed() if only in engine.name else None
         for form in FORMS if version else ():
-            if form.kind == engine.reads:
+            if form.is_for(engine):
                 made.append(f"| {engine.name} {version} | {form.title} | {found(engine, form)} |")
                 print(made[-1], flush=True)
     return made

@@ -12,7 +12,7 @@ from tests.serving.engines import SERVING, Refused, Serving
 from tests.serving.forms import FORMS, PROMPT, TOKENS, Form, spoil, text_of
 
 pytestmark = [pytest.mark.serving, pytest.mark.slow]
-PAIRS = [pytest.param(e, f, id=f"{e.name}: {f.title}") for f in FORMS for e in SERVING if e.reads == f.kind]
+PAIRS = [pytest.param(e, f, id=f"{e.name}: {f.title}") for f in FORMS for e in SERVING if f.is_for(e)]
 
 
 @pytest.mark.parametrize(("engine", "form"), PAIRS)

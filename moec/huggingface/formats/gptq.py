@@ -4,12 +4,15 @@ inputs.
 A linear layer's `weight` is replaced by `qweight` (int32 `[in*bits/32, out]`, lowest bits first), `qzeros` (int32
 `[groups, out*bits/32]`), `scales` `[groups, out]` and `g_idx` `[in]`, the group of each input. Turned around and seen
 as bytes, the first is what `moec::dequantize` reads. The first version of the form (`checkpoint_format` "gptq",
-auto-round's "auto_round:auto_gptq") stores zero points less one.
+auto-round's "auto_round:auto_gptq") stores zero points less one. Rules (`dynamic`) are GPTQModel's: regular expressions
+that the start of a layer's name has to match, with what is different there; the first that matches decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,11 +47,32 @@ class Gptq(CheckpointFormat):
         layout = _layout(config)
         if layout not in _LAYOUTS:
             return f"its integers are packed as {layout!r}; moec reads {', '.join(_LAYOUTS)}"
+        for rule in _rules(config):
+            try:
+                re.compile(_pattern(rule))
+            except re.error as error:
+                return f"its rule {rule!r} is no regular expression: {error}"
         rounded = config.get("act_bits", 16)
         return "" if rounded is None or int(rounded) >= 16 else f"activations are quantized too, to {rounded} bits"
 
     def decode(self, stored: Mapping[str, Weight], config: Mapping[str, Any]) -> dict[str, Weight]:
-        return decode(stored, _LAYOUTS[_layout(config)], bool(config.get("sym", False)))
+        return decode(stored, _LAYOUTS[_layout(config)], partial(_symmetric, config))
+
+
+def _rules(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = config.get("dynamic")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _pattern(rule: str) -> str:
+    return rule.removeprefix("+:").removeprefix("-:")
+
+
+def _symmetric(config: Mapping[str, Any], base: str) -> bool:
+    """Whether a layer's zero points are all the middle, by the rules or by what is said of most layers."""
+    said = next((value for rule, value in _rules(config).items() if re.match(_pattern(rule), base)), None)
+    own = said.get("sym") if isinstance(said, Mapping) else None
+    return bool(config.get("sym", False) if own is None else own)
 
 
 def _layout(config: Mapping[str, Any]) -> str:
@@ -60,14 +84,17 @@ def _layout(config: Mapping[str, Any]) -> str:
     return str(given)
 
 
-def decode(stored: Mapping[str, Weight], less_one: bool = True, symmetric: bool = False) -> dict[str, Weight]:
+def decode(
+    stored: Mapping[str, Weight], less_one: bool = True, symmetric: Callable[[str], bool] = lambda _: False
+) -> dict[str, Weight]:
     """The checkpoint's tensors with every packed weight under its own name, decoded when it is read.
 
     Widths and groups are those of the tensors' shapes, so layers may differ.
 
     Args:
         less_one: zero points are stored less one.
-        symmetric: all zero points are the middle, so that none need be kept; checked when the scales are read.
+        symmetric: whether all zero points of a layer are the middle, so that none need be kept; checked when the
+            scales are read.
 
     Raises:
         MoecError: M205 when tensors are missing or do not fit each other, M206 when inputs are reordered (act-order).
@@ -82,7 +109,7 @@ def decode(stored: Mapping[str, Weight], less_one: bool = True, symmetric: bool 
         )
     spent = {base + ending for base in packed for ending in (WEIGHT, ZEROS, SCALES, ORDER)}
     plain = {n: w for n, w in stored.items() if n not in spent}
-    return {**plain, **{f"{base}.weight": decoded(_coded(base, stored, less_one, symmetric)) for base in packed}}
+    return {**plain, **{f"{base}.weight": decoded(_coded(base, stored, less_one, symmetric(base))) for base in packed}}
 
 
 def _coded(base: str, stored: Mapping[str, Weight], less_one: bool, symmetric: bool) -> PackedWeight:

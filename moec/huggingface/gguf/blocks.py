@@ -8,13 +8,14 @@ its bytes, the others in the high ones. Spec: `block_q4_0` and `block_q8_0` in g
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from moec.dialect import pack
+from moec.huggingface.saving.half_precision import Rounding
 from moec.weights import lazy
 from moec.weights.lazy import Weight
 from moec.weights.weight import PackedWeight
@@ -24,51 +25,6 @@ SCALE_BYTES = 2
 BLOCK_BYTES = {"Q4_0": SCALE_BYTES + 16, "Q8_0": SCALE_BYTES + 32}
 BITS = {"Q4_0": 4, "Q8_0": 8}
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_FULL = torch.finfo(torch.float16).tiny  # below it, 16 bits hold fewer digits
-
-
-@dataclass
-class Rounding:
-    """What numbers became on their way into a file, counted while they are written.
-
-    Attributes:
-        scales: number of scales. steps: by how much of a step of its grid a number moved at most, where its scale is
-            no smaller than `6.1e-5`. small: scales below that.
-        floats: matrices of floats that lost digits.
-        lost: tensors with numbers that are too large for 16 bits.
-    """
-
-    scales: int = 0
-    steps: float = 0.0
-    small: int = 0
-    floats: set[str] = field(default_factory=set)
-    lost: set[str] = field(default_factory=set)
-
-    def half(self, name: str, bits: int, scale: Tensor) -> Tensor:
-        """Scales in 16 bits."""
-        found = scale.to(torch.float16)
-        if scale.device.type == "meta":
-            return found
-        exact, kept = scale.double(), found.double()
-        full = exact.abs() >= _FULL
-        moved = torch.where(full, (kept / torch.where(full, exact, 1) - 1).abs(), 0)
-        self.scales += scale.numel()
-        self.small += int((~full & (exact != kept)).sum())
-        if not bool(kept.isfinite().all()):
-            self.lost.add(name)
-        elif scale.numel():
-            self.steps = max(self.steps, float(moved.max()) * 2 ** (bits - 1))
-        return found
-
-    def cast(self, name: str, dtype: torch.dtype, values: Tensor) -> Tensor:
-        """Floats in the dtype that the file has for them."""
-        found = values.to(dtype)
-        if values.device.type != "meta":
-            if not bool(found.isfinite().all()):
-                self.lost.add(name)
-            elif not torch.equal(found.to(values.dtype), values):
-                self.floats.add(name)
-        return found
 
 
 def form_of(weight: Weight, plain: str) -> str:

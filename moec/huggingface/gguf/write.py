@@ -18,10 +18,11 @@ from moec.files.exchange import move
 from moec.files.refused import refused
 from moec.files.workplace import workplace
 from moec.huggingface.gguf.architecture import ARCHITECTURES, ROPE_FACTORS, add_settings, rope_factors, why_not
-from moec.huggingface.gguf.blocks import FLOATS, Rounding, as_bytes, form_of
+from moec.huggingface.gguf.blocks import FLOATS, as_bytes, form_of
 from moec.huggingface.gguf.blocks import why_not as why_not_packed
 from moec.huggingface.gguf.names import to_gguf
 from moec.huggingface.gguf.vocabulary import add_vocabulary, copy_vocabulary
+from moec.huggingface.saving.half_precision import Rounding
 from moec.huggingface.saving.planned import Planned, plan
 from moec.layouts.gguf_package import require_package
 from moec.program.program import Program
@@ -75,7 +76,7 @@ def save_gguf(
         if better is None:
             raise
         raise better from error
-    return (_said_of(tensors), vocabulary, *_said_of_rounding(rounding, tensors, floats))
+    return (_said_of(tensors), vocabulary, *_said_of_rounding(rounding, floats))
 
 
 @dataclass(frozen=True)
@@ -183,17 +184,8 @@ def _said_of(tensors: Mapping[str, _Tensor]) -> str:
     return f"{len(tensors)} tensors: {said}"
 
 
-def _said_of_rounding(rounding: Rounding, tensors: Mapping[str, _Tensor], floats: str) -> list[str]:
-    said = []
-    if rounding.scales and not rounding.steps and not rounding.small:
-        said.append("codes and scales are the program's own, bit for bit")
-    elif rounding.scales:
-        moved = f"{rounding.steps:.2g} of a step"
-        few = f"; {rounding.small} of {rounding.scales} are below 6.1e-5, where they keep fewer digits"
-        said.append(
-            f"codes are the program's own; scales are rounded to 16 bits, by which a number moves at most {moved}"
-            f"{few if rounding.small else ''} (not with --precision fp16)"
-        )
+def _said_of_rounding(rounding: Rounding, floats: str) -> list[str]:
+    said = rounding.said()
     if rounding.floats:
         said.append(f"{len(rounding.floats)} matrices are rounded to {floats} (not with --gguf-floats f32)")
     return said

@@ -8,39 +8,32 @@ see `moec.quantization.rounding.encode`: reading is a product, whose sign they c
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moec.errors import MoecError
 from moec.huggingface.formats.compressed_tensors import FORMAT, METHOD, PACKED, SCALE, SHAPE, ZERO
+from moec.huggingface.saving.schemes import EXPERT, Scheme, check_fused, most_common, schemes_of, tables_of
 from moec.program.program import META
 from moec.weights.lazy import Weight, from_tensor, rowwise, whole
 
-_EXPERT = re.compile(r"(.*\.experts)\.\d+\.")
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # servers make one product of each of these
-_FIX = "quantize everything in a layer alike, or compile without --save-hf"
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How one module's weight is stored."""
-
-    num_bits: int
-    group_size: int
-    symmetric: bool
-
 
 def in_packed_form(config: Any, stored: Mapping[str, Weight], where: str) -> tuple[Any, dict[str, Weight]]:
-    """A config that says how its weights are packed, and the tensors of the files. Raises M206, see
-    `quantization_config`."""
-    tables = frozenset(name for name in stored if name.endswith(("embed_tokens.weight", "wte.weight")))
-    config.quantization_config = quantization_config(stored, tables, where)
+    """A config that says how its weights are packed, and the tensors of the files.
+
+    Raises:
+        MoecError: M206 when modules that servers compute as one are stored differently.
+    """
+    tables = tables_of(stored)
+    modules = schemes_of(stored, tables)
+    check_fused(modules, where)
+    first = most_common(modules)
+    if first is not None:  # else only embeddings are packed, which are stored plain
+        config.quantization_config = quantization_config(modules, first)
     return config, packed_tensors(stored, tables)
 
 
@@ -50,8 +43,7 @@ def packed_tensors(stored: Mapping[str, Weight], tables: frozenset[str]) -> dict
 
     Args:
         stored: by name in the files.
-        tables: names of embeddings, which are stored as the numbers that they stand for: servers look rows up in plain
-            tables.
+        tables: names of embeddings, which stay plain, see `tables_of`.
     """
     found: dict[str, Weight] = {}
     for name, weight in stored.items():
@@ -88,22 +80,8 @@ def _row_words(bits: int) -> Any:
     return pack_rows
 
 
-def quantization_config(stored: Mapping[str, Weight], tables: frozenset[str], where: str) -> dict[str, Any]:
-    """What config.json has to say of `packed_tensors`.
-
-    Raises:
-        MoecError: M206 when modules that servers compute as one are stored differently.
-    """
-    modules = {
-        name.removesuffix(".weight"): _scheme(w)
-        for name, w in stored.items()
-        if name.endswith(".weight") and len(w.shape) == 2 and name not in tables
-    }
-    _check_fused(modules, where)
-    kinds = Counter(s for name, s in modules.items() if s is not None and _EXPERT.match(name)) or Counter(
-        s for s in modules.values() if s is not None
-    )
-    first = kinds.most_common(1)[0][0]
+def quantization_config(modules: Mapping[str, Scheme | None], first: Scheme) -> dict[str, Any]:
+    """What config.json has to say of `packed_tensors`; `first` is the scheme of most."""
     groups = [(first, ["Linear"])]
     others = sorted({s for s in modules.values() if s not in (None, first)}, key=str)
     groups = [
@@ -122,11 +100,6 @@ def quantization_config(stored: Mapping[str, Weight], tables: frozenset[str], wh
         },
         "ignore": _targets([name for name, scheme in modules.items() if scheme is None]),
     }
-
-
-def _scheme(weight: Weight) -> Scheme | None:
-    coded = weight.coded
-    return None if coded is None else Scheme(coded.bits, weight.shape[-1] // coded.scale.shape[-1], coded.zero is None)
 
 
 def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
@@ -149,23 +122,5 @@ def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
 
 def _targets(names: list[str]) -> list[str]:
     """Modules by name, the experts of a layer by one pattern: servers know them under other names."""
-    found = [re.sub(_EXPERT, lambda m: f"re:{re.escape(m[1])}\\..*|", name).partition("|")[0] for name in names]
+    found = [re.sub(EXPERT, lambda m: f"re:{re.escape(m[1])}\\..*|", name).partition("|")[0] for name in names]
     return list(dict.fromkeys(found))
-
-
-def _check_fused(modules: Mapping[str, Scheme | None], where: str) -> None:
-    together: dict[tuple[str, int], set[Scheme | None]] = {}
-    for name, scheme in modules.items():
-        experts, (path, _, leaf) = _EXPERT.match(name), name.rpartition(".")
-        keys = [(experts[1], 0)] if experts else [(path, i) for i, fused in enumerate(_FUSED) if leaf in fused]
-        for key in keys:
-            together.setdefault(key, set()).add(scheme)
-    for (path, _), schemes in together.items():
-        if len(schemes) > 1:
-            said = " and ".join(
-                sorted(
-                    "unquantized" if s is None else f"{s.num_bits} bits in groups of {s.group_size}" for s in schemes
-                )
-            )
-            what = f"parts of {path} that servers compute as one are stored differently: {said}"
-            raise MoecError("M206", f"cannot save the program as a quantized checkpoint: {what}", where, _FIX)

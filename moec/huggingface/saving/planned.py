@@ -15,6 +15,7 @@ from moec.huggingface.reading import skeleton
 from moec.huggingface.saving.carved import CODE, is_carved, plan_carved, read_carved
 from moec.huggingface.saving.carved_stock import plan_stock
 from moec.huggingface.saving.containers import choose
+from moec.huggingface.saving.half_precision import Rounding
 from moec.huggingface.saving.plain_weights import is_quantized, refuse_floats, with_plain_weights
 from moec.huggingface.saving.pruned import is_pruned, pruned_config, refuse_by_call
 from moec.huggingface.saving.same_architecture import check_tied, plan_same
@@ -38,6 +39,7 @@ class Planned:
         packed: whether any weight of the program is packed.
         beside: the folder of the model that it was captured from, or None.
         code: texts of the Python files that the config's `auto_map` names.
+        rounding: what 16 bits make of numbers, counted while the files are written.
     """
 
     config: Any
@@ -46,6 +48,7 @@ class Planned:
     packed: bool
     beside: Path | None
     code: Mapping[str, str] = field(default_factory=dict)
+    rounding: Rounding = field(default_factory=Rounding)
 
 
 def plan(

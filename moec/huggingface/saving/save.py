@@ -4,18 +4,22 @@ or quantized, for a server."""
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from moec.errors import MoecError
 from moec.huggingface.saving.compressed_tensors import in_packed_form
 from moec.huggingface.saving.folder import publish, write_checkpoint
+from moec.huggingface.saving.gptq import in_gptq_form, require_kept
 from moec.huggingface.saving.planned import Planned, plan
 from moec.program.program import Program
 from moec.program.trainable import TrainableProgram
 from moec.progress import Progress
+
+FORMATS = ("compressed-tensors", "gptq")
+SHARD_BYTES = 5 * 10**9
 
 
 def save_hf(
@@ -23,15 +27,16 @@ def save_hf(
     folder: str | Path,
     source: Any = None,
     dtype: torch.dtype | None = None,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
+    hf_format: str = FORMATS[0],
 ) -> str:
     """Write an upcycled, merged, carved, pruned, trained or quantized causal language model, or one with fewer experts
     a token, as `config.json` and safetensors, streaming: one block of a weight in memory at a time.
 
-    The checkpoint's weights are the program's. Those that are packed are written in the compressed-tensors form, which
-    vLLM loads, with the program's own integers; an embedding is written as the numbers that it stands for. The folder
-    is written beside `folder` and renamed when it is whole.
+    The checkpoint's weights are the program's. Those that are packed are written in the compressed-tensors form or in
+    GPTQ's, which vLLM loads, with the program's own integers; an embedding is written as the numbers that it stands
+    for. The folder is written beside `folder` and renamed when it is whole.
 
     Args:
         model: a program that was captured from a Hugging Face model, then upcycled, merged, pruned or trained, and
@@ -42,6 +47,7 @@ def save_hf(
         dtype: to store in; None means the program's. Another one rounds scales too.
         max_shard_bytes: of one weight file.
         progress: is told how many bytes of the weights are written.
+        hf_format: of packed weights: `compressed-tensors`, or `gptq`, whose scales have 16 bits.
 
     Returns:
         The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe` for an upcycled or merged model; for a
@@ -50,18 +56,50 @@ def save_hf(
 
     Raises:
         MoecError: M206 when no architecture of transformers, or the packed form, holds the model exactly, with the
-            reasons; M210 when the folder cannot be written.
+            reasons; M203 when 16 bits do not hold its scales; M201 for an unknown form; M210 when the folder cannot be
+            written.
     """
-    planned = plan_hf(model, source, dtype)
-    write = partial(write_checkpoint, config=planned.config, stored=planned.stored, max_shard_bytes=max_shard_bytes)
-    publish(Path(folder), partial(write, beside=planned.beside, code=planned.code, progress=progress))
+    planned = save_planned(model, folder, source, dtype, max_shard_bytes, progress, hf_format)
     return str(planned.config.model_type)
 
 
-def plan_hf(model: Program | TrainableProgram, source: Any = None, dtype: torch.dtype | None = None) -> Planned:
-    """What `save_hf` writes, packed weights in their packed form. Reads no weight; raises M206 as `save_hf` does."""
+def save_planned(
+    model: Program | TrainableProgram,
+    folder: str | Path,
+    source: Any = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+    hf_format: str = FORMATS[0],
+) -> Planned:
+    """`save_hf`; returns what was written, which knows what became of its numbers."""
+    planned = plan_hf(model, source, dtype, hf_format)
+
+    def write(place: Path) -> None:
+        config, stored, beside, code = planned.config, planned.stored, planned.beside, planned.code
+        write_checkpoint(place, config, stored, max_shard_bytes, beside, code, progress)
+        require_kept(planned.rounding)
+
+    publish(Path(folder), write)
+    return planned
+
+
+def plan_hf(
+    model: Program | TrainableProgram,
+    source: Any = None,
+    dtype: torch.dtype | None = None,
+    hf_format: str = FORMATS[0],
+) -> Planned:
+    """What `save_hf` writes, packed weights in their packed form. Reads no weight; raises M201 and M206 as `save_hf`
+    does."""
+    if hf_format not in FORMATS:
+        what, fix = f"there is no form {hf_format!r} of packed weights", f"write one of {', '.join(FORMATS)}"
+        raise MoecError("M201", what, "hf_format", fix)
     planned = plan(model, source, dtype)
-    if not planned.packed:
+    if hf_format == "gptq":
+        config, stored = in_gptq_form(planned.config, planned.stored, planned.where, planned.rounding)
+    elif planned.packed:
+        config, stored = in_packed_form(planned.config, planned.stored, planned.where)
+    else:
         return planned
-    config, stored = in_packed_form(planned.config, planned.stored, planned.where)
     return replace(planned, config=config, stored=stored)

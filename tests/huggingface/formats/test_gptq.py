@@ -68,14 +68,25 @@ def test_what_writers_borrowed_between_zero_points_comes_back() -> None:
 
 def test_a_symmetric_grid_keeps_no_zero_points() -> None:
     stored, wanted = layer(4, 32, symmetric=True)
-    weight = decode(lazy(stored), symmetric=True)["a.weight"]
+    weight = decode(lazy(stored), symmetric=lambda _: True)["a.weight"]
     assert weight.coded is not None and weight.coded.zero is None and torch.equal(in_float32(weight), wanted)
 
 
 def test_a_grid_that_is_not_symmetric_although_config_says_so() -> None:
-    weight = decode(lazy(layer(4, 32)[0]), symmetric=True)["a.weight"]
+    weight = decode(lazy(layer(4, 32)[0]), symmetric=lambda _: True)["a.weight"]
     with pytest.raises(MoecError, match="the zero points say otherwise"):
         weight.load()
+
+
+def test_a_rule_says_which_layer_has_another_grid() -> None:
+    (even, wanted), (odd, other) = layer(4, 32, symmetric=True), layer(4, 32)
+    stored = lazy(even | {n.replace("a.", "b."): t for n, t in odd.items()})
+    config = {"quant_method": "gptq", "sym": True, "dynamic": {"-:c": {}, "+:b$": {"sym": False}, "b": {"sym": True}}}
+    found = Gptq().decode(stored, config)
+    assert [found[n].coded.zero is None for n in ("a.weight", "b.weight")] == [True, False]  # type: ignore[union-attr]
+    assert torch.equal(in_float32(found["a.weight"]), wanted) and torch.equal(in_float32(found["b.weight"]), other)
+    with pytest.raises(MoecError, match="say otherwise"):
+        Gptq().decode(stored, config | {"dynamic": {}})["b.weight"].load()
 
 
 def test_without_an_order_of_inputs() -> None:
@@ -110,6 +121,8 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Tensor | None], code: s
         ({"bits": 4, "quant_method": "gptq", "checkpoint_format": "gptq_v2"}, ""),
         ({"bits": 4, "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq"}, ""),
         ({"bits": 3, "quant_method": "gptq"}, "3 bits"),
+        ({"bits": 4, "quant_method": "gptq", "dynamic": {"-:gate$": {}, "+:.*up": {"bits": 8}}}, ""),
+        ({"bits": 4, "quant_method": "gptq", "dynamic": {"-:gate(": {}}}, "no regular expression"),
         ({"bits": 4, "quant_method": "gptq", "checkpoint_format": "marlin"}, "marlin"),
         ({"bits": 4, "quant_method": "auto-round", "packing_format": "auto_round:auto_awq"}, "auto_awq"),
         (

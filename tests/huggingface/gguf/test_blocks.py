@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from moec.dialect import dequantize, pack
-from moec.huggingface.gguf.blocks import Rounding, as_bytes, form_of, from_blocks, why_not
+from moec.huggingface.gguf.blocks import as_bytes, form_of, from_blocks, why_not
+from moec.huggingface.saving.half_precision import Rounding
 from moec.weights.lazy import decoded, from_tensor
 from moec.weights.weight import PackedWeight
 
@@ -50,16 +51,6 @@ def test_blocks_are_read_as_the_codes_that_were_written(bits: int, form: str) ->
     assert torch.equal(found.packed.load(), coded.packed.load()) and torch.equal(found.scale.load(), coded.scale.load())
     assert found.bits == bits and found.zero is None and found.shape == coded.shape
     assert torch.equal(found.packed.read(1, 2), coded.packed.load()[1:2])
-
-
-def test_scales_that_lose_digits_are_counted() -> None:
-    rounding = Rounding()
-    rounding.half("w", 8, torch.tensor([1.0, 1 + 2**-11]))  # half of the last place: the most that can be lost
-    assert rounding.steps == pytest.approx(2**7 * 2**-11, rel=1e-3) and not rounding.small
-    rounding.half("w", 8, torch.tensor([3e-6]))
-    assert (rounding.small, rounding.scales) == (1, 3) and not rounding.lost
-    rounding.half("w", 4, torch.tensor([1e6]))
-    assert rounding.lost == {"w"}
 
 
 def test_floats_that_lose_digits_are_named() -> None:

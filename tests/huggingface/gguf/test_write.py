@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moec import EagerEngine
+from moec import EagerEngine, open_source
 from moec.errors import MoecError
 from moec.huggingface.gguf.names import to_gguf
 from moec.huggingface.gguf.write import save_gguf
@@ -222,6 +222,14 @@ def test_llama_cpp_scales_positions_as_the_program_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.serving
+def test_a_program_that_was_opened_as_a_model_is_written(tmp_path: Path) -> None:
+    source, program = passed("llama", Q8)
+    wanted, found = tmp_path / "wanted.gguf", tmp_path / "found.gguf"
+    source.save_gguf(program, wanted, "f16")
+    open_source(program.clone()).save_gguf(program, found, "f16")
+    assert found.read_bytes() == wanted.read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "passes", "floats"),

@@ -152,3 +152,12 @@ def test_what_the_form_cannot_hold_is_refused(
         and caught.value.fix
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_embeddings_alone_that_are_packed_make_a_plain_checkpoint(saved: Saved, tmp_path: Path) -> None:
+    text = "quantize(bits=8, group=16, attention=16, experts=16, lm_head=16, embeddings=8)"
+    source, program = packed.write(saved("mixtral"), text, tmp_path / "out")
+    back = open_source(str(tmp_path / "out"))
+    assert not hasattr(back.origin.template.config, "quantization_config")  # type: ignore[attr-defined]
+    difference = packed.logits_of(back.reference(), back) - packed.logits_of(program.run, source)
+    assert float(difference.abs().max() / packed.logits_of(program.run, source).std()) < TOLERANCE
