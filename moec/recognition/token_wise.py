@@ -62,7 +62,7 @@ def looks_beyond_a_token(nodes: Iterable[fx.Node]) -> fx.Node | None:
             continue
         packet = getattr(node.target, "overloadpacket", node.target)
         in_line = not lines.isdisjoint(node.all_input_nodes)
-        if (packet in _LINES and any(map(_is_open, value.shape))) or (in_line and not _picks(packet)):
+        if (packet in _LINES and any(_is_open(s) for s in value_of(node).shape)) or (in_line and not _picks(packet)):
             lines.add(node)
         if _is_place(node, packet):
             places.add(node)

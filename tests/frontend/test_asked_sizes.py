@@ -38,7 +38,7 @@ def factors(ask: Callable[[Tensor], object]) -> set[Fraction]:
         (lambda x: x.size(1) == 5, Fraction(1)),
         (lambda x: x.shape[0] * x.shape[1] >= 300, Fraction(10)),
         (lambda x: x.view(-1, 4).shape[0] < 60, Fraction(2)),
-        (lambda x: 600 <= x.numel(), Fraction(5)),
+        (lambda x: x.numel() >= 600, Fraction(5)),
         (lambda x: x.shape[0] * 1.5 / 3 > 9.0, Fraction(3)),
         (lambda x: -x.shape[1] % 20, None),  # a minus is no size
         (lambda x: x.shape[1] % 20, Fraction(4)),
