@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from moec.dialect import Routing
 from moec.execution.anew import state_of
+from moec.frontend.asked_sizes import SizesAsked, sizes_around
 from moec.frontend.seen_routing import TOKENS, TOLERANCE, Block, NotAlike, fitted_rule, outside, run
 from moec.recognition.trials import uneven
 
@@ -91,6 +92,11 @@ def _alike(module: nn.Module) -> list[nn.Module]:
 
 
 # ---------------------------------------------------------------------- the other form
+_SIZES = ((1, 1), (2, 1), (TOKENS, 1), (300, 1), (1, 2), (7, 3))  # tokens and batches of the trials
+_UNEVEN = ((5, 1e3), (6, 0.0), (7, 1e6))  # see `uneven`
+_MOST_NUMBERS = 1 << 27  # in what all experts make of a trial
+
+
 @dataclass(frozen=True)
 class _Flat:
     """A mixture without branches: every expert on every token, weighed. `find-moe` makes one operator of it.
@@ -156,16 +162,43 @@ def _flat_form(block: Block) -> _Flat:
     if any(m._forward_hooks or m._forward_pre_hooks for m in block.module.modules()):
         raise NotAlike("hooks hang on it")
     rule, correction = fitted_rule(block)
-    sizes = ((1, 1), (2, 1), (TOKENS, 1), (300, 1), (1, 2), (7, 3))
-    drawn = (block.tokens(lambda *s: torch.randn(s, generator=generator), *size) for size in sizes)
-    trials = [uneven(x, ((5, 1e3), (6, 0.0))) for x in drawn]
-    router = _router(block, trials[2])
+    router = _router(block, block.tokens(lambda *s: torch.randn(s, generator=generator)))
     for shared in (None, *(n for n, _ in block.module.named_children())):
         flat = _Flat(block, router, rule, correction, shared)
         with contextlib.suppress(RuntimeError, TypeError, AttributeError, NotImplementedError):
-            if all(_same(flat(x), block.module(x)) for x in trials):
+            if _makes_the_same(flat, generator):
                 return flat
     raise NotAlike("its parts, put together, do not make what it makes")
+
+
+def _makes_the_same(flat: _Flat, generator: torch.Generator) -> bool:
+    """Whether a form makes what the module makes, on both sides of each size that the module asks for, too. Raises
+    NotAlike where such a size is too large to be tried."""
+    block, tried, met = flat.block, set[tuple[int, int]](), set[float]()
+    todo = list(_SIZES)
+    while todo:
+        size = todo.pop(0)
+        if size in tried:
+            continue
+        tried.add(size)
+        x = uneven(block.tokens(lambda *s: torch.randn(s, generator=generator), *size), _UNEVEN)
+        with SizesAsked() as asked:
+            wanted = block.module(x)
+        if not _same(flat(x), wanted):
+            return False
+        todo += [more for n, factor in asked.found.items() if size in _SIZES or n not in met
+                 for more in _affordable(block, sizes_around(*size, factor))]  # fmt: skip
+        met |= asked.found.keys()
+    return True
+
+
+def _affordable(block: Block, sizes: set[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those of which every expert's output fits. Raises NotAlike where none does."""
+    most = _MOST_NUMBERS // (block.hidden * len(block.experts))
+    found = sorted((n, b) for n, b in sizes if n * b <= most and (b == 1 or block.dims > 2))
+    if not found:
+        raise NotAlike("it branches on a number of tokens that is too large to be tried")
+    return found
 
 
 def _same(found: Tensor, wanted: Any) -> bool:

@@ -44,6 +44,8 @@ STEPS_IN_TURNS = 2  # tokens after the prompt: what one text leaves where anothe
 ONE_GO = "one go"
 CALLS = {ONE_GO: (16,), "chunks": (7, 5, 4), "prompt, then token by token": (13, 1, 1, 1)}
 PAST_BOUND = 4  # tokens that a long text goes on after a window, or whatever bounds what a token sees
+MANY = 64  # single tokens after which shows what every call adds to a recurrent state
+ONE_BY_ONE = "a longer text, token by token"
 DOUBLING = "pieces that double, and a single token after each"  # of a text longer than two short ones
 
 
@@ -91,6 +93,14 @@ def text_past(bound: int, context: int) -> Text:
     ways = {f"a prompt of {n}, then token by token": (n, *[1] * (length - n)) for n in sorted(starts)}
     ways |= {DOUBLING: _doubling(length)} if length > 2 * SIZES[SEQUENCE] else {}
     return Text({"batch": 2, SEQUENCE: length}, ways, ways)
+
+
+def one_by_one(context: int) -> Text:
+    """A text of many single tokens, as far as the context allows: what is wrong by little in a state after each call
+    adds up over calls, however few tokens they have."""
+    length = min(MANY, context)
+    ways = {ONE_BY_ONE: (1,) * length}
+    return Text({"batch": 1, SEQUENCE: length}, ways, ways)
 
 
 def _doubling(length: int) -> tuple[int, ...]:

@@ -231,15 +231,17 @@ def _least_size(program: Program, region: MixtureRegion) -> int:
 
 def _numbers(program: Program, node: fx.Node, hidden: int) -> list[int]:
     """Numbers that may count tokens: of operators but those that only change a form, of computed sizes, and of
-    constants that are no weights. A table of zeros as wide as a token counts by its other sizes."""
+    constants that are no weights, with how many they are: a token may look up its place in them. A table of zeros as
+    wide as a token counts by its other sizes."""
     value = node.meta.get("val")
     if isinstance(value, torch.SymInt):
         return [abs(int(n)) for n in value.node.expr.atoms() if n.is_Integer]
     if node.op == "get_attr":
         weight = program.weights[str(node.target)]
-        return [] if is_drawn(weight) else [int(n) for n in weight.load().double().abs().flatten().ceil().tolist()]
+        values = [] if is_drawn(weight) else weight.load().double().abs().flatten().ceil().tolist()
+        return [] if is_drawn(weight) else [*weight.shape, *map(int, values)]
     given = [] if node.target in _SHAPES else torch.utils._pytree.tree_leaves((node.args, node.kwargs))
-    if isinstance(value, Tensor) and node.target in _TABLES and value.shape[-1] == hidden:
+    if isinstance(value, Tensor) and node.target in _TABLES and value.shape[-1:] == (hidden,):
         given.remove(hidden)
     whole = [abs(n) for n in given if isinstance(n, int) and not isinstance(n, bool)]
     return whole + [math.ceil(abs(n)) for n in given if isinstance(n, float) and node.target in _BOUNDS]

@@ -28,7 +28,15 @@ _OVER: dict[Any, int] = {
 }  # fmt: skip
 _LAST = (aten.sort, aten.argsort, aten.topk)  # over the last dimension where none is named
 _PLACES = (aten.arange, aten.nonzero, aten.nonzero_numpy)
+_LINES = (aten.arange, aten.linspace)  # of these, what says of each token where it stands
 _PIECES = {aten.slice: 1, aten.select: 1, aten.narrow: 1, aten.roll: 2, aten.flip: 1}
+# operators that compute with a number, be it one of tokens
+_NUMBERS = (
+    aten.add, aten.sub, aten.rsub, aten.mul, aten.div, aten.floor_divide, aten.remainder, aten.fmod, aten.pow,
+    aten.clamp, aten.clamp_min, aten.clamp_max, aten.lt, aten.le, aten.gt, aten.ge, aten.eq, aten.ne, aten.where,
+    aten.masked_fill, aten.fill, aten.scalar_tensor,
+)  # fmt: skip
+_FILLS = {aten.full: 1, aten.full_like: 1, aten.new_full: 2}  # and those whose other numbers are of a form
 _PRODUCTS = (aten.mm, aten.bmm, aten.matmul, aten.addmm, aten.baddbmm)
 # operators that pick or put rows, and at which position the places stand
 _ROWS: dict[Any, int] = {
@@ -42,17 +50,26 @@ def looks_beyond_a_token(nodes: Iterable[fx.Node]) -> fx.Node | None:
     """The first of some nodes, in graph order, that makes what is said of a token hang on more than the token; None
     where each is treated for itself."""
     places: set[fx.Node] = set()  # whole numbers that say where tokens stand, or how many there are
+    lines: set[fx.Node] = set()  # those among them that stand for the tokens in their order
+    fixed: set[fx.Node] = set()  # what no token comes into
     for node in nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and fixed.issuperset(node.all_input_nodes)):
+            fixed.add(node)
         value = node.meta.get("val")
         if isinstance(value, torch.SymBool):
             return node
         if node.op != "call_function" or isinstance(value, torch.SymInt | int | float | torch.SymFloat):
             continue
         packet = getattr(node.target, "overloadpacket", node.target)
+        in_line = not lines.isdisjoint(node.all_input_nodes)
+        if (packet in _LINES and any(_is_open(s) for s in value_of(node).shape)) or (in_line and not _picks(packet)):
+            lines.add(node)
         if _is_place(node, packet):
             places.add(node)
-        elif _mixes(node, packet) or _counts_with(node, packet, places):
+        elif _mixes(node, packet) or _counts_with(node, packet, places) or _is_a_number(node, packet):
             return node
+        elif in_line and _picks(packet) and node.args[0] in fixed:
+            return node  # a table that says something of each place
         elif _data(node, packet) & places:
             places.add(node)
     return None
@@ -75,6 +92,16 @@ def _mixes(node: fx.Node, packet: Any) -> bool:
         first = node.args[1] if packet in (aten.addmm, aten.baddbmm) else node.args[0]
         return _is_open(value_of(first).shape[-1])
     return packet is aten.einsum and _sums_tokens(node)
+
+
+def _picks(packet: Any) -> bool:
+    return packet in _ROWS and packet not in (aten.index_put, aten._index_put_impl)
+
+
+def _is_a_number(node: fx.Node, packet: Any) -> bool:
+    """Whether a node computes with how many tokens there are."""
+    given = node.args if packet in _NUMBERS else node.args[_FILLS[packet] :][:1] if packet in _FILLS else ()
+    return any(isinstance(a, fx.Node) and isinstance(value_of(a), torch.SymInt | torch.SymFloat) for a in given)
 
 
 def _counts_with(node: fx.Node, packet: Any, places: set[fx.Node]) -> bool:
@@ -105,6 +132,8 @@ def _is_a_piece(node: fx.Node, packet: Any) -> bool:
     at = _PIECES[packet]
     named = node.args[at] if len(node.args) > at else node.kwargs.get("dims", 0)
     shape = value_of(node.args[0]).shape
+    if packet in (aten.slice, aten.narrow) and any(isinstance(a, fx.Node) for a in node.args[2:]):
+        return True  # cut to as many as there are tokens
     dims = named if isinstance(named, list | tuple) else [named]
     if not any(_is_open(shape[int(d)]) for d in dims):  # type: ignore[arg-type]
         return False

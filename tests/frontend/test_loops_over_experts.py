@@ -58,6 +58,52 @@ class Swapped(Block):
         return super().forward(x) - self.shared(x) + self.shared(2 * x)
 
 
+class ManyTexts(Block):
+    """More texts than one tries go another way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x if x.shape[0] > 9 else x)
+
+
+class OneNumberOfTexts(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x if x.shape[0] == 4 and x.shape[1] > 100 else x)
+
+
+class ManyTokens(Block):
+    """So do more tokens, as `len` counts them."""
+
+    most = 600
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        return super().forward(2 * x if len(rows) > self.most else x)
+
+
+class Unaffordable(Block):
+    """A size is held against a number that cannot be tried."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x if x.shape[1] > 1 << 30 else x)
+
+
+class Huge(Block):
+    """Tokens far larger than usual make all smaller."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.where(x.abs().max() > 1e5, x / 100, x))
+
+
+class InPieces(Block):
+    """Sizes are asked for, and nothing hangs on them."""
+
+    def routed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        if rows.shape[0] <= 512 or rows.shape[0] % 64:
+            return super().routed(rows)
+        weights, ids = zip(*map(super().routed, rows.chunk(2)), strict=True)
+        return torch.cat(weights), torch.cat(ids)
+
+
 def model_of(block: type[Block]) -> Sorted:
     model = mixture(Sorted)
     torch.manual_seed(1)
@@ -65,7 +111,7 @@ def model_of(block: type[Block]) -> Sorted:
     return model.eval()  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("block", [Block, Biased])
+@pytest.mark.parametrize("block", [Block, Biased, InPieces])
 def test_becomes_one_operator_and_equals_the_model(block: type[Block]) -> None:
     source = source_of(model_of(block))
     program, _ = Pipeline.parse("find-moe, fuse-moe").run(source.capture())
@@ -93,7 +139,9 @@ def test_the_model_itself_may_be_the_mixture() -> None:
     assert torch.allclose(EagerEngine(program)(rows=rows)["output"], model(rows), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("block", [Crowded, Thresholded, Swapped])
+@pytest.mark.parametrize(
+    "block", [Crowded, Thresholded, Swapped, ManyTexts, OneNumberOfTexts, ManyTokens, Unaffordable, Huge]
+)
 def test_what_does_something_else_is_refused_as_before(block: type[Block]) -> None:
     with pytest.raises(MoecError) as caught:
         source_of(model_of(block)).capture()

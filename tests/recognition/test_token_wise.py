@@ -82,8 +82,37 @@ class Normalised(Weighed):
         return gates * (1.0 + 0.0 * (x @ x.T).softmax(-1).sum(-1, keepdim=True))
 
 
+class Table(Weighed):
+    """Says of each place whether it counts; those of all trials do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("counts", torch.arange(20_000) < 17_000)
+
+    def change(self, gates: Tensor, x: Tensor) -> Tensor:
+        return gates * self.counts[torch.arange(x.shape[0])][:, None]
+
+
+class TableCut(Table):
+    def change(self, gates: Tensor, x: Tensor) -> Tensor:
+        return gates * self.counts[: x.shape[0], None]
+
+
+class Many(Weighed):
+    """More tokens, other weights."""
+
+    def change(self, gates: Tensor, x: Tensor) -> Tensor:
+        return gates * (1 + x.shape[0] // 100_000)
+
+
+class ManyAsATensor(Weighed):
+    def change(self, gates: Tensor, x: Tensor) -> Tensor:
+        return gates * (1.0 + (torch.full((), x.shape[0]) * 1e-5).floor())
+
+
 BEYOND: tuple[type[Mixture], ...] = (
-    FloatCapacity, CapacityInBlocks, Dropped, Lonely, Early, Place, First, OverAll, Normalised,
+    FloatCapacity, CapacityInBlocks, Dropped, Lonely, Early, Place, First, OverAll, Normalised, Table, TableCut, Many,
+    ManyAsATensor,
 )  # fmt: skip
 
 
@@ -97,6 +126,32 @@ def test_what_hangs_on_other_tokens_is_left(way: type[Mixture]) -> None:
 def test_rows_may_be_picked_and_put_back(way: type[Mixture]) -> None:
     program = source_of(mixture(way)).capture()
     assert looks_beyond_a_token(program.graph.nodes) is None
+
+
+class TableOfChosen(Table):
+    """Looked up for the tokens that chose an expert."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        weights, ids = self.choice(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            token, nth = torch.where(ids == e)
+            out[token] += weights[token, nth, None] * expert(x[token]) * self.counts[token][:, None]
+        return out
+
+
+class Filled(OneHot):
+    """Weights are multiplied by a number that is made as a tensor without dimensions."""
+
+    def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = super().choice(x)
+        return weights * torch.full((), 2.0), ids
+
+
+@pytest.mark.parametrize(("way", "why"), [(TableOfChosen, "20,000"), (Filled, "no routing rule")])
+def test_what_no_trial_shows_and_what_no_rule_says_is_left(way: type[Mixture], why: str) -> None:
+    ((_, said),) = find_mixtures(source_of(mixture(way)).capture())
+    assert isinstance(said, NotAMixture) and why in str(said)
 
 
 class Reversed(Mixture):

@@ -23,6 +23,7 @@ from moec.weights.weight import PackedWeight
 METHOD, FORMAT = "compressed-tensors", "pack-quantized"
 PACKED, SCALE, ZERO, SHAPE, ORDER = "_packed", "_scale", "_zero_point", "_shape", "_g_idx"
 BITS = (2, 4, 8)
+STRATEGIES = ("group", "channel")  # a scale for every so many inputs, or for each row
 LONGEST = 128  # of the groups that are kept as they are: runtimes have no kernels for longer ones
 _WAY_OUT = "use the unquantized checkpoint, or one of weights alone (W4A16, W8A16)"
 
@@ -68,9 +69,11 @@ def _why_not_group(name: str, group: Any, default: str) -> str:
         return f"{name} quantizes activations too"
     if weights.get("type", "int") != "int" or weights.get("num_bits") not in BITS:
         return (
-            f"{name} has {weights.get('num_bits')} bits of type {weights.get('type', 'int')!r}; moec reads "
+            f"{name} has {weights.get('num_bits')!r} bits of type {weights.get('type', 'int')!r}; moec reads "
             f"{', '.join(map(str, BITS))} bits of type 'int'"
         )
+    if weights.get("strategy", "group") not in (None, *STRATEGIES):
+        return f"{name} has a scale a {weights['strategy']}; moec reads one a {' or a '.join(STRATEGIES)}"
     return (
         ""
         if weights.get("actorder") not in ("group", "dynamic")

@@ -43,7 +43,7 @@ class Gptq(CheckpointFormat):
 
     def why_not(self, config: Mapping[str, Any]) -> str:
         if config.get("bits") not in BITS:
-            return f"it has {config.get('bits')} bits; moec reads {', '.join(map(str, BITS))}"
+            return f"it has {config.get('bits')!r} bits; moec reads {', '.join(map(str, BITS))}"
         layout = _layout(config)
         if layout not in _LAYOUTS:
             return f"its integers are packed as {layout!r}; moec reads {', '.join(_LAYOUTS)}"

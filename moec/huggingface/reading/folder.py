@@ -25,6 +25,7 @@ from moec.huggingface.reading.config_sizes import built_from, check_config, chec
 from moec.huggingface.reading.conversion import convert
 from moec.huggingface.reading.model_class import CONFIG, check_permission, class_of
 from moec.huggingface.reading.peft_adapter import ADAPTER, adapter_in
+from moec.huggingface.reading.plausible import check_chosen
 from moec.huggingface.reading.quantized import decode, decoder_of
 from moec.weights.lazy import Weight, cast, from_tensor
 
@@ -194,6 +195,9 @@ def resolve(text: str) -> Path:
     try:
         return Path(snapshot_download(text, local_files_only=True))
     except Exception as error:  # the hub library has a class of its own for each way of not being there
+        if Path(text).is_file():
+            what = f"{text!r} is a file, and a Hugging Face model is the folder that holds it"
+            raise MoecError("M204", what, text, f"name the folder: {Path(text).parent}") from error
         raise MoecError(
             "M204",
             f"{text!r} is neither a directory nor a model in the local Hugging Face cache (moec downloads nothing)",
@@ -226,6 +230,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             "correct it there if it was written by hand, else download it again",
         ) from error
     check_config(raw, path)
+    check_chosen(raw, str(path))
     return raw
 
 

@@ -14,6 +14,8 @@ _AT_LEAST_1 = (
     "max_position_embeddings", "head_dim",
 )  # fmt: skip
 _NEVER_NEGATIVE = re.compile(r"(\w+_)?(intermediate_size|experts|experts_per_tok(en)?|layers|heads|lora_rank|head_dim)")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk")  # how many of them a token goes to
 _OWN_HEAD = ("head_dim", "kv_channels", "kv_lora_rank", "attention_head_dim", "d_kv")  # any of them says a head's size
 
 
@@ -32,6 +34,21 @@ def check_plausible(raw: Mapping[str, Any], where: str) -> None:
         if least is not None and value < least:
             raise MoecError("M204", f"{name} = {value} is less than a model can have", where, f"correct {name}")
     _check_heads(raw, where)
+    check_chosen(raw, where)
+
+
+def check_chosen(raw: Mapping[str, Any], where: str) -> None:
+    """Look at how many experts a token goes to, in a config and in those in it: eager PyTorch itself stops at more than
+    there are. Raises M204."""
+    for name, value in raw.items():
+        if isinstance(value, Mapping) and name.endswith("_config"):
+            check_chosen(value, where)
+    experts = next((n for name in _EXPERTS if isinstance(n := raw.get(name), int) and n > 0), 0)
+    for name in _CHOSEN:
+        chosen = raw.get(name)
+        if experts and isinstance(chosen, int) and not 0 < chosen <= experts:
+            what = f"{name} = {chosen}: a token goes to one expert at least, and to {experts} at most"
+            raise MoecError("M204", what, where, f"correct {name}")
 
 
 def _check_heads(raw: Mapping[str, Any], where: str) -> None:

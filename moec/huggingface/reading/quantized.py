@@ -38,12 +38,21 @@ def decoder_of(config: Mapping[str, Any], folder: Path) -> Decode | None:
     method = str(given.get("quant_method", "an unnamed method"))
     known: list[CheckpointFormat] = [registry.find("formats", name)() for name in registry.names("formats")]
     chosen = next((form for form in known if method in form.methods), None)
-    reason = chosen.why_not(given) if chosen else f"moec reads {', '.join(sorted(m for f in known for m in f.methods))}"
+    others = f"moec reads {', '.join(sorted(m for f in known for m in f.methods))}"
+    reason = _why_not(chosen, given) if chosen else others
     if chosen is None or reason:
         raise MoecError(
             "M206", f"the checkpoint is quantized already ({method}): {reason}", str(folder / "config.json"), _WAY_OUT
         )
     return partial(chosen.decode, config=given)
+
+
+def _why_not(form: CheckpointFormat, given: Mapping[str, Any]) -> str:
+    """A format's reason; its own error where an entry is of another kind than all of its writers write."""
+    try:
+        return form.why_not(given)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        return f"its quantization_config has an entry that is none of this method: {error}"
 
 
 def decode(checkpoint: Checkpoint, decoder: Decode | None) -> Checkpoint:

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
-from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs
+from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs, fixed_inputs
 from moec.program.encoder_decoder import is_cross_decoder
 from moec.program.moe_call import moe_nodes
 from moec.program.signature import Sample
@@ -18,6 +18,7 @@ from moec.proof.cache_consistency import (
     Consistency,
     Text,
     check_consistency,
+    one_by_one,
     shorter_texts,
     text_past,
 )
@@ -37,8 +38,8 @@ SEED = 7  # added to the proof's: another text than those that are compared
 
 @dataclass(frozen=True)
 class CacheConsistency(Check):
-    """One text in one go, in chunks and token by token, then longer ones past each window; see
-    `moec.proof.cache_consistency`.
+    """One text in one go, in chunks and token by token, then longer ones past each window, and with a
+    recurrent state one of many single tokens; see `moec.proof.cache_consistency`.
 
     Attributes:
         consistency: of all texts.
@@ -62,7 +63,10 @@ class CacheConsistency(Check):
         found, beyond = _fed(trial, short), list[Beyond]()
         plan = trial.once(size_plan)
         longest = most_held(trial, {**SHORT.sizes, "batch": 2, SEQUENCE: plan.context, PAST: 0}, SEQUENCE)[SEQUENCE]
-        for text in (text_past(bound, longest) for bound in dict.fromkeys(min(n, longest) for n in plan.cached)):
+        texts = [text_past(bound, longest) for bound in dict.fromkeys(min(n, longest) for n in plan.cached)]
+        if fixed_inputs(inputs) and longest > SHORT.sizes[SEQUENCE]:
+            texts.append(one_by_one(longest))
+        for text in texts:
             why = _left_out(trial, text)
             more = None if why else _fed(trial, text)
             if more is not None and more.decided is not None and more.decided.problem:

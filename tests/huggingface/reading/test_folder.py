@@ -140,3 +140,10 @@ def test_what_decides_the_model_must_not_change_meanwhile(name: str, copied: Sav
     with pytest.raises(MoecError) as caught:
         source.require_unchanged()
     assert caught.value.code == "M106"
+
+
+def test_the_config_alone_is_no_model_and_the_way_out_is_its_folder(tmp_path: Path) -> None:
+    folder = Path(zoo.save("mixtral", tmp_path))
+    with pytest.raises(MoecError, match="is a file") as caught:
+        open_source(folder / "config.json")
+    assert str(folder) in caught.value.fix and open_source(folder)

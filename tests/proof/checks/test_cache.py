@@ -14,9 +14,10 @@ import moec
 from moec import api
 from moec.execution.engine import EagerEngine
 from moec.execution.generation import TensorContinuation
+from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
-from moec.proof.cache_consistency import DOUBLING, IN_TURNS, SHORT, WAYS, WRITTEN, text_past
+from moec.proof.cache_consistency import DOUBLING, IN_TURNS, ONE_BY_ONE, SHORT, WAYS, WRITTEN, text_past
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
@@ -24,6 +25,7 @@ from moec.report.page import html, markdown
 from tests.proof.bounded import WrongAt
 from tests.proving import cache, verify
 from tests.reported import CASES
+from tests.whole_zoo import build
 from tests.zoo import captured, source
 
 
@@ -67,6 +69,32 @@ def test_calls_of_every_magnitude_are_met_on_the_way_to_a_long_text(wrong: Calla
     subject = Subject(source("mistral"), program, program)
     found = CacheConsistency.measure(Trial(subject, WrongAt(program, wrong)))
     assert found is not None and [way.name for way in found.consistency.failed] == [DOUBLING]
+
+
+class Growing(EagerEngine):
+    """Its recurrent states are a little larger after every call."""
+
+    def __init__(self, program: Program, growth: float) -> None:
+        super().__init__(program)
+        self.name, self.growth = "growing", growth
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = super().run(inputs)
+        return {name: value * self.growth if "recurrent" in name else value for name, value in found.items()}
+
+
+def test_what_each_call_adds_to_a_state_shows_after_many_tokens() -> None:
+    minimax = HuggingFaceSource.from_model(build("minimax"))  # it forgets slowly
+    program = minimax.capture()
+    right, wrong = (_deviations(minimax, program, growth) for growth in (1.0, 1.0001))
+    assert max(right.values()) < 1e-4 and ONE_BY_ONE in right
+    assert max(wrong[name] for name in WAYS) < 1e-3 < wrong[ONE_BY_ONE]
+
+
+def _deviations(source: HuggingFaceSource, program: Program, growth: float) -> dict[str, float]:
+    found = CacheConsistency.measure(Trial(Subject(source, program, program), Growing(program, growth)))
+    assert found is not None
+    return {way.name: way.deviation for way in found.consistency.ways}
 
 
 class Writing(EagerEngine):
