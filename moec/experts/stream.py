@@ -91,17 +91,21 @@ class UntouchedStream:
         self._followed = at
         return stream
 
-    def at(self, stream: Stream) -> Tensor:
-        """The stream behind a network, `[T, H]` float32 of all inputs. Streams are asked for in the order in which they
-        were followed."""
+    def at(self, stream: Stream, every: int = 1) -> Tensor:
+        """The stream behind a network, `[T, H]` float32 of all inputs' tokens, or of every one that is so many behind
+        the last. Streams are asked for in the order in which they were followed."""
         reached = self._run.reach(self._nodes[stream.total.name])
-        return joined(reached.values(0)).float() + joined(reached.values(1)).float()
+        return joined(reached.values(0), every).float().add_(joined(reached.values(1), every))
 
 
-def without_network(stream: Stream, calls: OperatorCalls) -> Tensor:
-    """The stream behind a network but for what the network says, `[T, H]` float32 of all inputs.
+def without_network(stream: Stream, calls: OperatorCalls, every: int = 1) -> Tensor:
+    """The stream behind a network but for what the network says, `[T, H]` float32 of the same tokens.
 
     Args:
-        calls: in the program that is changed, of the operator where the network is fitted.
+        calls: in the program that is changed, of the operator where the network is fitted. every: see `at`.
     """
-    return torch.stack([joined(calls.earlier(other)).float() for other in stream.others]).sum(0)
+    first, *others = stream.others
+    total = joined(calls.earlier(first), every).float()
+    for other in others:
+        total += joined(calls.earlier(other), every)
+    return total

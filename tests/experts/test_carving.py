@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from moec.dialect import Activation
 from moec.experts.carving import Carved, Carving, Cut, cut
 from moec.experts.dense_network import Dense
+from moec.experts.network_text import NetworkText
 from moec.experts.neuron_groups import PARTITIONS
 
 HOW = Carving(8, 1, 4, "rows", "ridge", True, False, 0)
@@ -47,7 +48,7 @@ def outputs(dense: Dense, carved: Carved, x: Tensor, active: int) -> Tensor:
 @pytest.mark.parametrize("partition", PARTITIONS)
 def test_every_neuron_is_in_one_expert_and_all_experts_are_the_network(partition: str) -> None:
     dense, x = network(), tokens()
-    carved = Cut(dense, x, replace(HOW, partition=partition, refit=True)).at(8)
+    carved = Cut(NetworkText(dense, x), replace(HOW, partition=partition, refit=True)).at(8)
     assert sorted(torch.cat(carved.groups).tolist()) == list(range(32))
     assert [len(g) for g in carved.groups] == [4] * 8
     whole = dense.hidden(x[:20]) @ dense.w_out.T
@@ -59,7 +60,7 @@ def test_every_neuron_is_in_one_expert_and_all_experts_are_the_network(partition
 @pytest.mark.parametrize("gated", [True, False])
 def test_errors_are_those_of_text_that_nothing_was_fitted_to(gated: bool, refit: bool) -> None:
     dense, x = network(gated=gated), tokens()
-    cut = Cut(dense, x, replace(HOW, refit=refit))
+    cut = Cut(NetworkText(dense, x), replace(HOW, refit=refit))
     carved = cut.at(4)
     fitted, judged = x[:1400], x[1400:]
     whole = dense.hidden(judged) @ dense.w_out.T
@@ -77,31 +78,34 @@ def test_errors_are_those_of_text_that_nothing_was_fitted_to(gated: bool, refit:
 def test_a_fitted_router_beats_rows_and_those_beat_chance() -> None:
     dense, x = network(), tokens()
     ridge, rows, chance = (
-        Cut(dense, x, replace(HOW, router=router)).at(4).errors.carved for router in ("ridge", "mean-row", "random")
+        Cut(NetworkText(dense, x), replace(HOW, router=router)).at(4).errors.carved
+        for router in ("ridge", "mean-row", "random")
     )
     assert ridge < rows and ridge < chance
 
 
 def test_means_of_what_is_left_out_make_up_for_some_of_it() -> None:
     dense, x = network(), tokens() + 1.0
-    with_means, without = (Cut(dense, x, replace(HOW, compensate=c)).at(3).errors.carved for c in (True, False))
+    with_means, without = (
+        Cut(NetworkText(dense, x), replace(HOW, compensate=c)).at(3).errors.carved for c in (True, False)
+    )
     assert with_means < without
 
 
 def test_shared_experts_are_those_worth_most_and_always_chosen() -> None:
     dense, x = network(), tokens()
-    cut = Cut(dense, x, replace(HOW, shared=2))
+    cut = Cut(NetworkText(dense, x), replace(HOW, shared=2))
     first = set(torch.cat(cut.groups[:2]).tolist())
     assert first == set(cut.worth.topk(8).indices.tolist())
     chosen = cut.router(x).topk(3, dim=1).indices
     assert all({0, 1} < set(row) for row in chosen.tolist())
-    same = Cut(dense, x, replace(HOW, shared=4)).at(4).errors  # nothing is routed: it is static pruning
+    same = Cut(NetworkText(dense, x), replace(HOW, shared=4)).at(4).errors  # nothing is routed: it is static pruning
     assert same.carved == pytest.approx(same.static, rel=1e-3)
 
 
 def test_a_curve_is_the_error_by_the_number_of_experts() -> None:
     dense, x = network(), tokens()
-    cut = Cut(dense, x, replace(HOW, compensate=False))
+    cut = Cut(NetworkText(dense, x), replace(HOW, compensate=False))
     whole = float((dense.hidden(x[1400:]) @ dense.w_out.T).square().sum())
     for active in (2, 5, 8):
         assert float(cut.curve()[active - 1]) / whole == pytest.approx(cut.at(active).errors.carved, abs=1e-5)
@@ -109,7 +113,7 @@ def test_a_curve_is_the_error_by_the_number_of_experts() -> None:
 
 def test_a_last_matrix_fitted_anew_loses_less() -> None:
     dense, x = network(), tokens()
-    plain, fitted = (Cut(dense, x, replace(HOW, refit=refit)).at(4) for refit in (False, True))
+    plain, fitted = (Cut(NetworkText(dense, x), replace(HOW, refit=refit)).at(4) for refit in (False, True))
     assert fitted.errors.carved < 0.7 * plain.errors.carved
     assert fitted.fitted and not plain.fitted and torch.equal(plain.output.w_out, dense.w_out)
 
@@ -118,14 +122,14 @@ def test_the_number_of_shared_experts_is_the_one_that_loses_least() -> None:
     dense, x = network(), tokens()
     how = replace(HOW, shared=None, refit=True)
     assert how.candidates() == [2, 3] and replace(how, active=1).candidates() == [0]
-    tried = [Cut(dense, x, replace(how, shared=n)).at(4).errors.carved for n in (2, 3)]
-    found = cut(dense, x, how)
+    tried = [Cut(NetworkText(dense, x), replace(how, shared=n)).at(4).errors.carved for n in (2, 3)]
+    found = cut(NetworkText(dense, x), how)
     assert found.errors.carved == min(tried) < max(tried) and found.shared == (2, 3)[tried.index(min(tried))]
 
 
 def test_an_analytical_router_is_the_network_of_the_neurons_that_stand_for_their_experts() -> None:
     dense, x = network(), tokens()
-    found = Cut(dense, x, replace(HOW, shared=2, partition="indicator", router="analytical"))
+    found = Cut(NetworkText(dense, x), replace(HOW, shared=2, partition="indicator", router="analytical"))
     picked = []
     for row in found.router.weight[2:]:
         near = F.normalize(dense.w_in[:32], dim=1) @ row
