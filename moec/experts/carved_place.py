@@ -79,13 +79,13 @@ class CarvedPlace:
             y = call(aten.add.Tensor, y, constant)
         ffn.output.replace_all_uses_with(y)
         made[ffn.output] = y
-        self._made = y
+        self.made = y
 
     def bring_back(self, untouched: UntouchedStream) -> None:
         """Fit the network to the untouched program's residual stream, where it can be told, in place of its own old
         output. Called in graph order, when all places are rewritten."""
         if self.how.refit and self.how.active < self.how.experts:
-            self._untouched, self._stream = untouched, untouched.follow(stream_of(self._made, self.first))
+            self._untouched, self._stream = untouched, untouched.follow(stream_of(self.made, self.first))
 
     def _logits(self, rows: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
         """The router: a linear layer, or a small network of the neurons that stand for their experts."""
@@ -151,11 +151,11 @@ class CarvedPlace:
         found = {"module": self.ffn.path, "active": self.how.active, "shared": shared}
         if not measured:
             return found
-        own = dict[str, Any]()
+        own: dict[str, Any] = {"compared": "stream" if isinstance(self._stream, Stream) else "output"}
         if step is not None:
-            own = {"step": step.taken, "stream": step.left, "stream without step": step.before}
+            own |= {"step": step.taken, "without step": step.before}
         elif self._untouched is not None:
-            own = {"step": self._stream}
+            own["step"] = self._stream if isinstance(self._stream, str) else "the text tells nothing to fit to"
         return found | asdict(errors) | own
 
 

@@ -71,11 +71,13 @@ class Carving:
 
 @dataclass(frozen=True)
 class Errors:
-    """What is lost on text that nothing was fitted to: mean squared, in units of the output's mean square.
+    """What is lost on text that nothing was fitted to: mean squared, in units of the mean square of what the dense
+    network says. It is the distance of the stream behind the network from the untouched model's; where that is not
+    known, that of the network's output from the dense one's.
 
     Attributes:
-        carved: of the carved network. static: of as many neurons, the same for every token, with the others' means
-            (FLAP). oracle: of the same experts, chosen by what they really add.
+        carved: of the carved network as it is written. static: of as many neurons, the same for every token, with the
+            others' means (FLAP). oracle: of the same experts, chosen by what they really add.
         uneven: the busiest routed expert's tokens over the mean's.
     """
 
@@ -94,7 +96,7 @@ class Carved:
         router: what says which experts a token needs.
         output: the last matrix, in the neurons' old order, and what is added. fitted: whether that matrix is another
             than the dense network's.
-        errors: of the network by itself, before a step. step: None where no stream was given, or nothing was fitted.
+        errors: of what these make. step: None where no stream was given, or nothing was fitted.
     """
 
     groups: tuple[Tensor, ...]
@@ -104,11 +106,6 @@ class Carved:
     fitted: bool
     errors: Errors
     step: Step | None = None
-
-    @property
-    def lost(self) -> float:
-        """What ways to cut a network are compared by: the stream's distance where it is known."""
-        return self.errors.carved if self.step is None else self.step.left
 
 
 class NotFiniteError(ValueError):
@@ -203,13 +200,14 @@ class Cut:
         fits, back = self.how.refit and not whole, None
         if fits:
             output, back = refitted(output, fitted.hidden(), chosen, self.owner, self.dense.w_out, fitted.drift)
-        errors, step = self._errors(active, output), None
+        step = None
         if back is not None:
             judged = self.text.judged
             best = best_experts(self.router(judged.x), active)
             apart = judged.wanted - self._said(judged, output, best)
             step = best_step(apart, self._said(judged, back, best), judged.says)
             output = output.moved(back, step.taken) if step.taken else output  # nothing times no number is none
+        errors = self._errors(active, output)
         return Carved(tuple(self.groups), self.shared, self.router, output, fits, errors, step)
 
     def _absent(self, chosen: Tensor) -> Tensor:
@@ -233,7 +231,7 @@ class Cut:
 
     def _errors(self, active: int, output: Output) -> Errors:
         judged = self.text.judged
-        whole, wanted = float(judged.says.square().sum()) or 1.0, judged.says
+        whole, wanted = float(judged.says.square().sum()) or 1.0, judged.wanted
         chosen, ideal = best_experts(self.router(judged.x), active), best_experts(self._norms, active)
         loads = chosen[:, self.shared :].sum(0).float()
         carved, oracle = (
@@ -281,4 +279,4 @@ def cut(text: NetworkText, how: Carving) -> Carved:
     """Cut a network by what a text sends into it, with the number of shared experts that loses least on what is held
     out where none is asked for. Raises `NotFiniteError`."""
     tried = [Cut(text, replace(how, shared=n)).at(how.active) for n in how.candidates()]
-    return min(tried, key=lambda carved: carved.lost)
+    return min(tried, key=lambda carved: carved.errors.carved)

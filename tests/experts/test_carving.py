@@ -4,6 +4,7 @@ there."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moec.dialect import Activation
+from moec.experts import carving
+from moec.experts.carved_refit import Output, refitted
 from moec.experts.carving import Carved, Carving, Cut, cut
 from moec.experts.dense_network import Dense
 from moec.experts.network_text import NetworkText
@@ -125,6 +128,41 @@ def test_the_number_of_shared_experts_is_the_one_that_loses_least() -> None:
     tried = [Cut(NetworkText(dense, x), replace(how, shared=n)).at(4).errors.carved for n in (2, 3)]
     found = cut(NetworkText(dense, x), how)
     assert found.errors.carved == min(tried) < max(tried) and found.shared == (2, 3)[tried.index(min(tried))]
+
+
+def test_errors_are_those_of_what_is_written_on_the_stream_where_it_is_known() -> None:
+    dense, x = network(), tokens()
+    whole = dense(x[1400:])
+    drift = 0.4 * x @ torch.randn(12, 12, generator=torch.Generator().manual_seed(3))
+    made = Cut(NetworkText(dense, x, drift), replace(HOW, refit=True))
+    carved = made.at(4)
+    apart = whole + drift[1400:] - outputs(dense, carved, x[1400:], 4)
+    lost = [float(d.square().sum() / whole.square().sum()) for d in (apart, apart - drift[1400:])]
+    assert carved.step is not None and carved.step.taken == 1.0
+    assert carved.errors.carved == pytest.approx(lost[0], rel=1e-3) == pytest.approx(carved.step.left, rel=1e-3)
+    assert carved.errors.carved < 0.95 * carved.step.before and abs(lost[0] - lost[1]) > 0.05 * lost[0]
+    dropped = made.worth.argsort()[:16]
+    away = (dense.hidden(x[1400:])[:, dropped] - dense.hidden(x[:1400])[:, dropped].mean(0)) @ dense.w_out[:, dropped].T
+    static = (away + drift[1400:]).square().sum() / whole.square().sum()
+    assert carved.errors.static == pytest.approx(float(static), rel=1e-3)
+
+
+def test_numbers_of_shared_experts_are_judged_by_one_measure_where_a_fit_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, x, how = network(), tokens(), replace(HOW, shared=None, refit=True)
+    text = NetworkText(dense, x, 4 * x @ torch.randn(12, 12, generator=torch.Generator().manual_seed(3)))
+    calls = list[Output]()
+
+    def every_second_fails(before: Output, *given: Any) -> tuple[Output, Output | None]:
+        calls.append(before)
+        return refitted(before, *given) if len(calls) % 2 else (before, None)
+
+    monkeypatch.setattr(carving, "refitted", every_second_fails)
+    found = cut(text, how)
+    fits, fails = (Cut(text, replace(how, shared=n)).at(4) for n in (2, 3))
+    assert fails.step is None and fits.errors.carved < fails.errors.carved and found.shared == 2
+    apart = text.judged.says - outputs(dense, fails, text.judged.x, 4)
+    own = float(apart.square().sum() / text.judged.says.square().sum())
+    assert own < fits.errors.carved  # by its own output alone, the one that failed would have been taken
 
 
 def test_an_analytical_router_is_the_network_of_the_neurons_that_stand_for_their_experts() -> None:
