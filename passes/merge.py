@@ -87,10 +87,8 @@ class Merge(Pass):
         programs = open_sources(program, self.sources, str(self))
         sources = [MergeSource(p, *t) for p, t in zip(programs, parts, strict=True)]
         base = program.clone()
-        own = [find_ffns(s.program)[0] for s in sources]
-        kept = {f.path for f in ffns}
-        matched = [[f for f in one if f.path in kept] for one in own]
-        places = self._rewrite(program, ffns, [list(same) for same in zip(*matched, strict=True)])
+        own = [{ffn.output.name: ffn for ffn in find_ffns(s.program)[0]} for s in sources]
+        places = self._rewrite(program, ffns, [[each[ffn.output.name] for each in own] for ffn in ffns])
         program.finish()
         outside = [name for name in program.weights if name in base.weights]
         way, figures = self._settle(base, sources, outside)
