@@ -168,7 +168,7 @@ def test_a_model_whose_graph_is_another_is_refused(models: Path, change: str, mo
         elif change == "shape":
             product.meta["val"] = product.meta["val"][..., None]
         else:
-            with program.graph.inserting_after(list(program.graph.nodes)[0]):
+            with program.graph.inserting_after(next(iter(program.graph.nodes))):
                 program.read_weight(next(iter(program.weights)))
         return program
 
