@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from moec.errors import MoecError
 from moec.frontend.source import Source
+from moec.pipeline.calibration import Calibration
 from moec.program.program import Program
 from moec.program.signature import Sample
 from moec.weights.difference import first_difference
@@ -52,18 +53,42 @@ def open_sources(base: Program, models: Sequence[str], by: str) -> list[Program]
         MoecError: M203 for a model of another form, function or vocabulary, M201 where models of the base's kind cannot
             be put together, else what opening it raises.
     """
+    found = []
+    for model in models:
+        other = open_alike(base, model, by)
+        _require_same_form(base, other, model)
+        found.append(_with_weights(base, other, name_of(model)))
+    return found
+
+
+def open_alike(base: Program, model: str, by: str) -> Program:
+    """A model that reads the base's tokens, opened as the base was and in its dtype; for the rest see
+    `open_sources`."""
     source = base.original.source
     if not isinstance(source, Source):
         what = "the program does not know the model that it was captured from"
         raise MoecError("M203", what, by, "capture the base with moec.capture(folder)")
+    _require_same_tokens(source, model)
     dtype = next(w.dtype for w in base.weights.values() if w.dtype.is_floating_point)
-    found = []
-    for model in models:
-        _require_same_tokens(source, model)
-        other = source.alike(model).capture(dtype)
-        _require_same_form(base, other, model)
-        found.append(_with_weights(base, other, name_of(model)))
-    return found
+    return source.alike(model).capture(dtype)
+
+
+def divided_text(text: Calibration, base: Program, hidden: int, by: str) -> tuple[list[Sample], list[Sample]]:
+    """A model's text as inputs to fit on, and as others that judge.
+
+    Args:
+        hidden: how many numbers a router's row has. by: the pass, for errors.
+
+    Raises:
+        MoecError: M203 for a text that is too short.
+    """
+    fitted_on, held_out = text.divided(base.inputs, HELD_OUT, text.text.file)
+    count = sum(sample["input_ids"].numel() for sample in fitted_on)
+    if count < hidden:
+        what = f"the text has {count} tokens to fit on, and a router's row {hidden} numbers"
+        fix = f"give a longer text, or more of it with --calibration-tokens; {2 * hidden} tokens are enough"
+        raise MoecError("M203", what, text.text.file or by, fix)
+    return fitted_on, held_out
 
 
 def _with_weights(base: Program, other: Program, name: str) -> Program:
