@@ -32,7 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("base", "code", "law", "med")):
         zoo.save("llama", folder / name, seed=seed)
-    how = f"merge(sources=[{folder / 'code'}, {folder / 'law'}], rest=base)"
+    how = f"merge(sources=[{folder / 'code'}, {folder / 'law'}], rest=average)"
     base = moec.capture(folder / "base", cache=False)
     merged, _ = Pipeline.parse(how).run(base, Context(calibration=texts(**OLD)))
     moec.save_hf(merged, folder / "merged")
@@ -85,7 +85,7 @@ def test_texts_go_to_their_experts_and_others_are_said_as_before(models: Path) -
     assert all(layer["right"] > 0.8 and layer["kept"] > 0.8 for layer in facts["layers"])
     mixture, med = captured(models / "merged"), captured(models / "med")
     near = {name: float((logits(program, name) - logits(mixture, name)).square().mean()) for name in SAMPLES}
-    assert near["code"] < 0.2 * near["med"] and near["law"] < 0.2 * near["med"]
+    assert near["code"] < 0.5 * near["med"] and near["law"] < 0.5 * near["med"]
     own = logits(med, "med")
     apart = [float((logits(each, "med") - own).square().mean()) for each in (program, mixture)]
     assert apart[0] < apart[1]  # though attention and embeddings are the mixture's
