@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
 from moec.experts.added_row import AddedRow, Read, fit_row
-from moec.experts.cut import MoeBlock, find_block, grow, names_of, rename
+from moec.experts.cut import MoeBlock, find_block, grow, names_of, rename, router_matrix
 from moec.experts.dense_network import in_float32
 from moec.experts.merged_refit import Arriving, refitted_expert
 from moec.experts.stream import Stream, UntouchedStream, stream_of, without_network
@@ -40,9 +40,9 @@ def why_not(block: MoeBlock, ffn: Ffn | None = None) -> str:
         return "its router is not a linear layer without a bias whose highest logits choose"
     if rule.combine != "renormalize":
         return "its weights are scores of all experts, which another one would change"
-    experts, product = MoeCall(block.node), block.projection.product
-    read = [*experts.expert_tensors().values(), product.args[1]]
-    if product.target != torch.ops.aten.linear.default or any(node.op != "get_attr" for node in read):
+    experts = MoeCall(block.node)
+    read = [*experts.expert_tensors().values(), router_matrix(block)]
+    if block.projection.product.target != torch.ops.aten.linear.default or any(node.op != "get_attr" for node in read):
         return "its weights are not stored as it reads them"
     if ffn is None:
         return ""

@@ -143,9 +143,14 @@ def grow(program: Program, block: MoeBlock, added: Mapping[str, Weight], by: str
 
 def names_of(block: MoeBlock) -> dict[str, str]:
     """The names of a block's weights: `w_in`, `w_out` and biases of its experts, and its `router`."""
-    assert block.projection is not None
     found = {name: _stem(argument) for name, argument in MoeCall(block.node).per_expert().items()}
-    return {**found, "router": _stem(block.projection.product.args[1])}
+    return {**found, "router": _stem(router_matrix(block))}
+
+
+def router_matrix(block: MoeBlock) -> Any:
+    """What the linear layer of the logits reads as its matrix."""
+    assert block.projection is not None
+    return block.projection.product.args[1]
 
 
 class _Cutter:
