@@ -13,11 +13,10 @@ from moec.errors import MoecError
 from moec.experts.dense_place import own_networks
 from moec.experts.merged_place import MergedPlace, fit_in_order
 from moec.experts.merged_rest import WAYS, Rest, departures, rest_of
-from moec.experts.merged_sources import HELD_OUT, MergeSource, name_of, open_sources
+from moec.experts.merged_sources import MergeSource, divided_text, name_of, open_sources
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.passes import Context, Contract, Pass, Plan, Weights
 from moec.program.program import Program
-from moec.program.signature import Sample
 from moec.recognition.ffn import Ffn, find_ffns
 
 BEST = "best"
@@ -81,16 +80,13 @@ class Merge(Pass):
         ffns = own_networks(program, context)
         if not ffns:
             return 0
-        parts = [text.divided(program.inputs, HELD_OUT, text.text.file) for text in texts.values()]
-        for text, (fitted_on, _) in zip(texts.values(), parts, strict=True):
-            self._require_tokens(text, fitted_on, ffns)
+        widest = max(ffn.hidden for ffn in ffns)
+        parts = [divided_text(text, program, widest, str(self)) for text in texts.values()]
         programs = open_sources(program, self.sources, str(self))
         sources = [MergeSource(p, *t) for p, t in zip(programs, parts, strict=True)]
         base = program.clone()
-        own = [find_ffns(s.program)[0] for s in sources]
-        kept = {f.path for f in ffns}
-        matched = [[f for f in one if f.path in kept] for one in own]
-        places = self._rewrite(program, ffns, [list(same) for same in zip(*matched, strict=True)])
+        own = [{ffn.output.name: ffn for ffn in find_ffns(s.program)[0]} for s in sources]
+        places = self._rewrite(program, ffns, [[each[ffn.output.name] for each in own] for ffn in ffns])
         program.finish()
         outside = [name for name in program.weights if name in base.weights]
         way, figures = self._settle(base, sources, outside)
@@ -142,13 +138,6 @@ class Merge(Pass):
             )
             raise self._refuse(what, f'write --calibration "{example}"', "--calibration")
         return {name: given[name] for name in names}
-
-    def _require_tokens(self, text: Calibration, fitted_on: Sequence[Sample], ffns: Sequence[Ffn]) -> None:
-        least, count = max(ffn.hidden for ffn in ffns), sum(sample["input_ids"].numel() for sample in fitted_on)
-        if count < least:
-            what = f"the text has {count} tokens to fit on, and a router's row {least} numbers"
-            fix = f"give a longer text, or more of it with --calibration-tokens; {2 * least} tokens are enough"
-            raise self._refuse(what, fix, text.text.file)
 
     # ------------------------------------------------------------------ work
     def _rewrite(self, program: Program, ffns: Sequence[Ffn], own: Iterable[Sequence[Ffn]]) -> list[MergedPlace]:

@@ -170,9 +170,15 @@ def _read(node: fx.Node, runs: list[_OneInput]) -> None:
         run.keep(node, run.run_node(run.here[node.name]))
 
 
-def joined(values: Sequence[Tensor]) -> Tensor:
-    """Rows of several inputs' values `[…, H]` below each other, `[T, H]`."""
-    return torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
+def joined(values: Sequence[Tensor], every: int = 1) -> Tensor:
+    """Rows of several inputs' values `[…, H]` below each other, `[T, H]`; of all of them the first, and every one that
+    is so many behind."""
+    parts, start = list[Tensor](), 0
+    for value in values:
+        rows = value.reshape(-1, value.shape[-1])
+        parts.append(rows[start::every])
+        start = (start - len(rows)) % every
+    return torch.cat(parts)
 
 
 def with_block_cache(weight: Weight) -> Weight:

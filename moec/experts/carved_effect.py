@@ -15,6 +15,7 @@ from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
 from moec.experts.carved_place import finite
 from moec.experts.carving import Carving, Cut, NotFiniteError
 from moec.experts.dense_network import dense_of
+from moec.experts.network_text import NetworkText
 from moec.program.decoder_signature import LOGITS
 from moec.program.program import Program
 from moec.recognition.ffn import Ffn
@@ -52,8 +53,8 @@ def _errors(
             return
         values = calls.values(list(calls.node.args).index(ffn.x))
         with torch.inference_mode(False), finite(ffn):
-            x, dense = joined(values).clone(), dense_of(ffn)
-            cut = Cut(dense, x, replace(how, shared=how.candidates()[0]))
+            x = joined(values)
+            cut = Cut(NetworkText(dense_of(ffn), x), replace(how, shared=how.candidates()[0]))
             found[ffn.output] = cut.curve(), cut.slip(x[: values[0].numel() // values[0].shape[-1]], how.active)
 
     run_in_lockstep(program, batches, visit)

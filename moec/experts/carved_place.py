@@ -17,9 +17,11 @@ from moec.dialect import Activation, Routing
 from moec.errors import MoecError
 from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
 from moec.experts.carved_weights import carved_weights, placeholders
-from moec.experts.carving import Carved, Carving, NotFiniteError, cut
+from moec.experts.carving import Carving, Errors, NotFiniteError, cut
 from moec.experts.dense_network import dense_of, in_float32
+from moec.experts.network_text import NetworkText, stride
 from moec.experts.stream import Stream, UntouchedStream, stream_of, without_network
+from moec.experts.stream_step import Step
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.ffn import Ffn
@@ -46,7 +48,7 @@ class CarvedPlace:
 
     def __init__(self, program: Program, ffn: Ffn, how: Carving, by: str) -> None:
         self.program, self.ffn, self.how, self._by = program, ffn, how, by
-        self.carved: Carved | None = None
+        self.found: tuple[int, Errors, Step | None] | None = None  # shared experts, what is lost, how far it went
         self._untouched: UntouchedStream | None = None
         self._stream: Stream | str = ""
 
@@ -77,13 +79,13 @@ class CarvedPlace:
             y = call(aten.add.Tensor, y, constant)
         ffn.output.replace_all_uses_with(y)
         made[ffn.output] = y
-        self._made = y
+        self.made = y
 
     def bring_back(self, untouched: UntouchedStream) -> None:
         """Fit the network to the untouched program's residual stream, where it can be told, in place of its own old
         output. Called in graph order, when all places are rewritten."""
         if self.how.refit and self.how.active < self.how.experts:
-            self._untouched, self._stream = untouched, untouched.follow(stream_of(self._made, self.first))
+            self._untouched, self._stream = untouched, untouched.follow(stream_of(self.made, self.first))
 
     def _logits(self, rows: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
         """The router: a linear layer, or a small network of the neurons that stand for their experts."""
@@ -109,45 +111,52 @@ class CarvedPlace:
         """
         if calls.node is not self.first:
             return
-        x = joined(calls.values(0))
-        require_tokens(len(x), self.how.experts, self.ffn.path)
-        drift = None
-        if self._untouched is not None and isinstance(self._stream, Stream):
-            bias = 0 if self.ffn.b_out is None else in_float32(self.ffn.b_out)
-            drift = (
-                self._untouched.at(self._stream) - without_network(self._stream, calls) - bias - dense_of(self.ffn)(x)
-            )
+        values = calls.values(0)
+        count = sum(value.numel() // value.shape[-1] for value in values)
+        require_tokens(count, self.how.experts, self.ffn.path)
         with torch.inference_mode(False):
-            self.fit(x.clone(), None if drift is None else drift.clone())
+            x = joined(values, stride(count))
+            self.fit(x, self._drift(x, calls, stride(count)))
         calls.replace(1, self.program.weights[self.names["router.weight"]])  # what is read later is there by then
         if len(calls.node.args) > 2:
             calls.replace(2, self.program.weights[self.names["router.bias"]])
+
+    def _drift(self, x: Tensor, calls: OperatorCalls, every: int) -> Tensor | None:
+        """What the stream behind the network as it was lacks here of the untouched model's, for the tokens `[T, H]`
+        that are every so many behind each other."""
+        if self._untouched is None or isinstance(self._stream, str):
+            return None
+        drift = self._untouched.at(self._stream, every).sub_(without_network(self._stream, calls, every))
+        drift -= dense_of(self.ffn)(x)
+        return drift if self.ffn.b_out is None else drift.sub_(in_float32(self.ffn.b_out))
 
     def fit_to_chance(self) -> None:
         """Cut the network where there is no text, and nothing is fitted to one."""
         self.fit(drawn(self.ffn.hidden, self.how.seed))
 
     def fit(self, x: Tensor, drift: Tensor | None = None) -> None:
-        """Cut the network by what arrives there, `[T, H]`, and put its weights in place. `drift`: see `Cut`. Raises
-        M203 where numbers are not finite."""
+        """Cut the network by what arrives there, `[T, H]`, and put its weights in place. `drift`: see `TextPart`.
+        Raises M203 where numbers are not finite."""
         with finite(self.ffn):
-            self.carved = cut(dense_of(self.ffn), x, self.how, drift)
-        made = carved_weights(self.ffn, self.carved, f"{self._by}, seed {self.how.seed}")
+            carved = cut(NetworkText(dense_of(self.ffn), x, drift), self.how)
+        self.found = carved.shared, carved.errors, carved.step  # and not its matrices, which are weights from here on
+        made = carved_weights(self.ffn, carved, f"{self._by}, seed {self.how.seed}")
         for name, value in made.items():
             self.program.weights[self.names[name]] = value
 
     def facts(self, measured: bool) -> dict[str, Any]:
         """What is reported of it, as plain data; errors only where a text was there."""
-        assert self.carved is not None
-        found = {"module": self.ffn.path, "active": self.how.active, "shared": self.carved.shared}
+        assert self.found is not None
+        shared, errors, step = self.found
+        found = {"module": self.ffn.path, "active": self.how.active, "shared": shared}
         if not measured:
             return found
-        step, own = self.carved.step, dict[str, Any]()
+        own: dict[str, Any] = {"compared": "stream" if isinstance(self._stream, Stream) else "output"}
         if step is not None:
-            own = {"step": step.taken, "stream": step.left, "stream without step": step.before}
+            own |= {"step": step.taken, "without step": step.before}
         elif self._untouched is not None:
-            own = {"step": self._stream}
-        return found | asdict(self.carved.errors) | own
+            own["step"] = self._stream if isinstance(self._stream, str) else "the text tells nothing to fit to"
+        return found | asdict(errors) | own
 
 
 class Place(Protocol):

@@ -12,14 +12,13 @@ same factor says what to change for it, and any share of that can be taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _STRENGTH = 0.1  # of the penalty, in units of the mean energy of a neuron that counts
-_BLOCK = 2048  # tokens
 
 
 @dataclass(frozen=True)
@@ -46,34 +45,42 @@ class Output:
 
 
 def refitted(
-    before: Output, hidden: Tensor, chosen: Tensor, owner: Tensor, whole: Tensor, drift: Tensor | None = None
+    before: Output,
+    hidden: Iterable[Tensor],
+    chosen: Tensor,
+    owner: Tensor,
+    whole: Tensor,
+    drift: Tensor | None = None,
 ) -> tuple[Output, Output | None]:
     """The output that is nearest to the dense network's, a penalty on the change of the last matrix included; and what
     is to be added to it, wholly or in part, so that the drift is taken back.
 
     Args:
-        before: what it is fitted from. hidden: `[T, I]`. chosen: `[T, E]`. owner: `[I]`.
+        before: what it is fitted from. hidden: `[T, I]`, block by block. chosen: `[T, E]`. owner: `[I]`.
         whole: the dense network's last matrix `[H, I]`: its output is what is wanted.
         drift: `[T, H]`, the untouched model's stream less the one that the dense network would make here.
     """
-    size, count, width = hidden.shape[1], chosen.shape[1], len(whole)
+    (tokens, count), (width, size), at = chosen.shape, whole.shape, 0
     both = width if drift is None else 2 * width
     moments, cross = torch.zeros(size + count, size + count), torch.zeros(size + count, both)
     mean, middle = torch.zeros(size + count), torch.zeros(both)
-    for at, (rows, picked) in enumerate(_blocks(hidden, chosen)):
+    for block in hidden:
+        rows, picked = block.float(), chosen[at : at + len(block)]
         seen = torch.cat([rows * picked[:, owner], picked.float()], 1)
         wanted = rows @ whole.float().T - before(rows, picked, owner)
         if drift is not None:
-            wanted = torch.cat([wanted, drift[at * _BLOCK : at * _BLOCK + len(rows)]], 1)
+            wanted = torch.cat([wanted, drift[at : at + len(rows)]], 1)
         moments.addmm_(seen.T, seen)
         cross.addmm_(seen.T, wanted)
-        mean += seen.sum(0) / len(hidden)
-        middle += wanted.sum(0) / len(hidden)
-    moments.addr_(mean, mean, alpha=-len(hidden))
-    cross.addr_(mean, middle, alpha=-len(hidden))
+        mean += seen.sum(0) / tokens
+        middle += wanted.sum(0) / tokens
+        at += len(rows)
+    moments.addr_(mean, mean, alpha=-tokens)
+    cross.addr_(mean, middle, alpha=-tokens)
     energy = float(moments.diagonal()[:size].mean())
     moments.diagonal().add_(max(_STRENGTH * energy, 1e-12))
     factor, failed = torch.linalg.cholesky_ex(moments)
+    del moments  # as large as the network itself
     if int(failed):  # nothing to go by
         return before, None
     change = torch.cholesky_solve(cross, factor)
@@ -83,8 +90,3 @@ def refitted(
         for part in (slice(0, width), slice(width, both))[: both // width]
     )
     return before.moved(own, 1.0), more[0] if more else None
-
-
-def _blocks(hidden: Tensor, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(hidden), _BLOCK):
-        yield hidden[start : start + _BLOCK].float(), chosen[start : start + _BLOCK]

@@ -6,6 +6,7 @@ by ridge regression, so that it needs no training, and every kernel of a mixture
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moec.dialect import Activation
-from moec.experts.dense_network import Dense
+from moec.experts.dense_network import Dense, token_blocks
 
 ROUTERS = ("ridge", "mean-row", "analytical", "random")
 ALWAYS = 1e4  # the logit of a shared expert: above every other, and a number in float16
 _FLOOR = 1e-3  # of the mean norm, below which norms are all alike: a logarithm has no end there
-_BLOCK = 4096  # tokens
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,15 @@ class Router:
         return self.activation(F.linear(x, rows)).abs() + self.bias
 
 
-def contributions(hidden: Tensor, w_out: Tensor, groups: list[Tensor]) -> Tensor:
+def contributions(hidden: Iterable[Tensor], w_out: Tensor, groups: Sequence[Tensor]) -> Tensor:
     """The norm of what each group of neurons adds to the output, `[T, E]` in float32.
 
     Args:
-        hidden: `[T, I]`. w_out: `[H, I]`. groups: the neurons of each expert.
+        hidden: `[T, I]`, block by block. w_out: `[H, I]`. groups: the neurons of each expert.
     """
     columns = [w_out[:, group].float().T.contiguous() for group in groups]
     parts = [
-        torch.stack([(rows[:, g] @ c).norm(dim=1) for g, c in zip(groups, columns, strict=True)], 1)
-        for rows in hidden.float().split(_BLOCK)  # type: ignore[no-untyped-call]
+        torch.stack([(rows[:, g] @ c).norm(dim=1) for g, c in zip(groups, columns, strict=True)], 1) for rows in hidden
     ]
     return torch.cat(parts)
 
@@ -69,12 +68,15 @@ def ridge(x: Tensor, norms: Tensor, strength: float) -> tuple[Tensor, Tensor]:
         router `[E, H]` and bias `[E]`, in float32.
     """
     wanted = (norms + _FLOOR * norms.mean()).clamp(min=torch.finfo(norms.dtype).tiny).log().double()
-    rows, mean, middle = x.double(), x.double().mean(0), wanted.mean(0)
-    rows = rows - mean
-    moments = rows.T @ rows
+    mean, middle = x.mean(0, dtype=torch.float64), wanted.mean(0)
+    moments, cross = (torch.zeros(x.shape[1], n, dtype=torch.float64) for n in (x.shape[1], wanted.shape[1]))
+    for part in token_blocks(len(x)):
+        rows = x[part].double() - mean
+        moments.addmm_(rows.T, rows)
+        cross.addmm_(rows.T, wanted[part] - middle)
     spread = float(moments.diagonal().mean())
     moments.diagonal().add_(max(strength * spread, 1e-12))
-    router = torch.linalg.solve(moments, rows.T @ (wanted - middle)).T
+    router = torch.linalg.solve(moments, cross).T
     return router.float(), (middle - router @ mean).float()
 
 

@@ -18,14 +18,21 @@ from torch import Tensor
 
 from moec.experts.carved_refit import Output, refitted
 from moec.experts.carved_router import ALWAYS, Router, contributions, mean_rows, representatives, ridge
-from moec.experts.dense_network import Dense
-from moec.experts.neuron_groups import by_first_centers, clusters, features, indicators, rate, variation, worth
+from moec.experts.dense_network import token_blocks
+from moec.experts.network_text import NetworkText, TextPart
+from moec.experts.neuron_groups import (
+    by_first_centers,
+    clusters,
+    features,
+    in_texts,
+    indicators,
+    rate,
+    variation,
+    worth,
+)
 from moec.experts.router_fit import best_experts
 from moec.experts.stream_step import Step, best_step
 
-MOST_TOKENS = 16384  # that a layer is fitted to; more change little
-_HELD_OUT = 8  # one part in so many, the last one, judges what the others made
-_PROFILED = 2048  # tokens by which co-activation is compared
 _RIDGE = 0.01
 
 
@@ -64,11 +71,13 @@ class Carving:
 
 @dataclass(frozen=True)
 class Errors:
-    """What is lost on text that nothing was fitted to: mean squared, in units of the output's mean square.
+    """What is lost on text that nothing was fitted to: mean squared, in units of the mean square of what the dense
+    network says. It is the distance of the stream behind the network from the untouched model's; where that is not
+    known, that of the network's output from the dense one's.
 
     Attributes:
-        carved: of the carved network. static: of as many neurons, the same for every token, with the others' means
-            (FLAP). oracle: of the same experts, chosen by what they really add.
+        carved: of the carved network as it is written. static: of as many neurons, the same for every token, with the
+            others' means (FLAP). oracle: of the same experts, chosen by what they really add.
         uneven: the busiest routed expert's tokens over the mean's.
     """
 
@@ -87,7 +96,7 @@ class Carved:
         router: what says which experts a token needs.
         output: the last matrix, in the neurons' old order, and what is added. fitted: whether that matrix is another
             than the dense network's.
-        errors: of the network by itself, before a step. step: None where no stream was given, or nothing was fitted.
+        errors: of what these make. step: None where no stream was given, or nothing was fitted.
     """
 
     groups: tuple[Tensor, ...]
@@ -98,11 +107,6 @@ class Carved:
     errors: Errors
     step: Step | None = None
 
-    @property
-    def lost(self) -> float:
-        """What ways to cut a network are compared by: the stream's distance where it is known."""
-        return self.errors.carved if self.step is None else self.step.left
-
 
 class NotFiniteError(ValueError):
     """A network cannot be cut by numbers that are not finite."""
@@ -112,20 +116,15 @@ class Cut:
     """A network on the way to be cut: which neurons go together and how experts are chosen, for any number of them.
 
     Args:
-        dense: the network. x: `[T, H]`, what the text sends into it, in the text's order.
-        drift: `[T, H]`, what the stream behind the dense network lacks of the untouched model's; None where that is not
-            known.
+        text: what is sent into the network.
         how: None as the number of shared experts is none here. `at` and `curve` take any number of active ones, except
             where all that `how` has are shared.
     """
 
-    def __init__(self, dense: Dense, x: Tensor, how: Carving, drift: Tensor | None = None) -> None:
-        self.dense, self.how = dense, how
-        self._x, self._judged = _divided(x)
-        self._drift = None if drift is None else _divided(drift)
-        self.hidden = dense.hidden(self._x)
-        self.worth = worth(self.hidden, dense.w_out)
-        if not bool(self.worth.isfinite().all()) or not bool(self._x.isfinite().all()):
+    def __init__(self, text: NetworkText, how: Carving) -> None:
+        self.text, self.dense, self.how = text, text.dense, how
+        self.worth = worth(text.variance, self.dense.w_out)
+        if not bool(self.worth.isfinite().all()) or not bool(text.fitted.x.isfinite().all()):
             raise NotFiniteError("what the text brings there, or what becomes of it, is not finite")
         self.shared = how.shared or 0
         self.groups = self._groups()
@@ -142,7 +141,7 @@ class Cut:
     @cached_property
     def _marks(self) -> Tensor:
         """`[I, T]`, see `indicators`."""
-        return indicators(self.dense, self._x[:: -(-len(self._x) // _PROFILED)])
+        return indicators(self.dense, self.text.profile)
 
     def _groups(self) -> list[Tensor]:
         how, size = self.how, len(self.worth) // self.how.experts
@@ -151,11 +150,10 @@ class Cut:
         if how.partition == "indicator":
             score, points = rate(self._marks), self._marks
         elif how.partition == "variation":
-            score, points, most = variation(self.dense.gates(self._x))
+            score, points, most = variation(map(self.dense.gates, in_texts(self.text.fitted.x)))
             self.shared = min(self.shared, round(most * how.experts))
         elif how.partition != "random" and not self._idle:
-            seen = self.hidden[:: -(-len(self.hidden) // _PROFILED)]
-            points = features(how.partition, self.dense.w_in, seen, self.dense.w_out)
+            points = features(how.partition, self.dense.w_in, self.text.profiled, self.dense.w_out)
         shared = score.topk(self.shared * size).indices
         rest = torch.ones(len(score), dtype=torch.bool)
         rest[shared] = False
@@ -170,13 +168,14 @@ class Cut:
         return [*always, *(routed[assigned == e] for e in range(count))]
 
     def _router(self) -> Router:
-        how, width = self.how, self._x.shape[1]
+        how, width = self.how, self.text.fitted.x.shape[1]
         routed = self.groups[self.shared :]
         up: Tensor | None = None
         if self._idle and how.router != "analytical":
             router, bias = torch.zeros(len(routed), width), torch.zeros(len(routed))
         elif how.router == "ridge":
-            router, bias = ridge(self._x, contributions(self.hidden, self.dense.w_out, routed), _RIDGE)
+            norms = contributions(self.text.fitted.hidden(), self.dense.w_out, routed)
+            router, bias = ridge(self.text.fitted.x, norms, _RIDGE)
         elif how.router == "mean-row":
             router, bias = mean_rows(self.dense.w_in, routed)
         elif how.router == "analytical":
@@ -192,103 +191,92 @@ class Cut:
     # ------------------------------------------------------------------ what comes of it
     def at(self, active: int) -> Carved:
         """The network with so many experts a token."""
-        chosen, whole = best_experts(self.router(self._x), active), active == self.how.experts
+        fitted, whole = self.text.fitted, active == self.how.experts
+        chosen = best_experts(self.router(fitted.x), active)
         absent = torch.zeros(self.how.experts, len(self.dense.w_out))
         if self.how.compensate and not whole:
             absent = self._absent(chosen)
         output = Output(self.dense.w_out, -absent, absent.sum(0))
-        fitted, back = self.how.refit and not whole, None
-        if fitted:
-            drift = None if self._drift is None else self._drift[0]
-            output, back = refitted(output, self.hidden, chosen, self.owner, self.dense.w_out, drift)
-        errors, step = self._errors(active, output), None
+        fits, back = self.how.refit and not whole, None
+        if fits:
+            output, back = refitted(output, fitted.hidden(), chosen, self.owner, self.dense.w_out, fitted.drift)
+        step = None
         if back is not None:
-            assert self._drift is not None
-            hidden, wanted, logits = self._held_out
-            best = best_experts(logits, active)
-            apart = self._drift[1] + wanted - output(hidden, best, self.owner)
-            step = best_step(apart, back(hidden, best, self.owner), wanted)
+            judged = self.text.judged
+            best = best_experts(self.router(judged.x), active)
+            apart = judged.wanted - self._said(judged, output, best)
+            step = best_step(apart, self._said(judged, back, best), judged.says)
             output = output.moved(back, step.taken) if step.taken else output  # nothing times no number is none
-        return Carved(tuple(self.groups), self.shared, self.router, output, fitted, errors, step)
+        errors = self._errors(active, output)
+        return Carved(tuple(self.groups), self.shared, self.router, output, fits, errors, step)
 
     def _absent(self, chosen: Tensor) -> Tensor:
-        found = []
-        for e, group in enumerate(self.groups):
-            left = ~chosen[:, e]
-            mean = self.hidden[left][:, group].float().mean(0) if bool(left.any()) else None
-            zero = torch.zeros(len(self.dense.w_out))
-            found.append(zero if mean is None else self.dense.w_out[:, group].float() @ mean)
-        return torch.stack(found)
+        """What each expert adds on average to the tokens that do not choose it, `[E, H]`."""
+        left = torch.zeros(len(self.worth))
+        for part, hidden in self.text.fitted.blocks():
+            left += (hidden * ~chosen[part][:, self.owner]).sum(0)
+        mean = left / (~chosen).sum(0).clamp(min=1)[self.owner]
+        return torch.stack([self.dense.w_out[:, group].float() @ mean[group] for group in self.groups])
 
-    @cached_property
-    def _held_out(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the text that judges: hidden values `[T, I]`, the dense outputs `[T, H]` and logits `[T, E]`."""
-        hidden = self.dense.hidden(self._judged)
-        return hidden, self._outputs(hidden), self.router(self._judged)
+    def _said(self, text: TextPart, output: Output, chosen: Tensor) -> Tensor:
+        """What the cut network says with this output, `[T, H]`."""
+        return torch.cat([output(hidden, chosen[part], self.owner) for part, hidden in text.blocks()])
 
     @cached_property
     def _norms(self) -> Tensor:
         """Of the text that judges, what experts truly add, as norms `[T, E]`; infinite for shared ones."""
-        norms = contributions(self._held_out[0], self.dense.w_out, self.groups)
+        norms = contributions(self.text.judged.hidden(), self.dense.w_out, self.groups)
         norms[:, : self.shared] = float("inf")
         return norms
 
     def _errors(self, active: int, output: Output) -> Errors:
-        hidden, wanted, logits = self._held_out
-        whole = float(wanted.square().sum()) or 1.0
-        chosen, ideal = best_experts(logits, active), best_experts(self._norms, active)
+        judged = self.text.judged
+        whole, wanted = float(judged.says.square().sum()) or 1.0, judged.wanted
+        chosen, ideal = best_experts(self.router(judged.x), active), best_experts(self._norms, active)
         loads = chosen[:, self.shared :].sum(0).float()
-        carved, oracle = (self._lost(wanted, hidden, c, output) / whole for c in (chosen, ideal))
+        carved, oracle = (
+            float((wanted - self._said(judged, output, best)).square().sum()) / whole for best in (chosen, ideal)
+        )
         return Errors(
             carved,
-            float(self._outputs(self._without(hidden, active)).square().sum()) / whole,
+            float((wanted - self._pruned(active)).square().sum()) / whole,
             min(carved, oracle),
             float(loads.max() / loads.mean().clamp(min=1e-9)) if len(loads) else 1.0,
         )
 
-    def _lost(self, wanted: Tensor, hidden: Tensor, chosen: Tensor, output: Output) -> float:
-        """The squared difference from the dense network's outputs, summed."""
-        return float((wanted - output(hidden, chosen, self.owner)).square().sum())
+    def _pruned(self, active: int) -> Tensor:
+        """What static pruning to as many neurons says of the text that judges, `[T, H]`."""
+        size, mean = len(self.worth) // self.how.experts, self.text.mean
+        kept = torch.zeros(len(self.worth), dtype=torch.bool)
+        kept[self.worth.topk(active * size).indices] = True
+        rows = (torch.where(kept, hidden, mean) for hidden in self.text.judged.hidden())
+        return torch.cat([hidden @ self.dense.w_out.float().T for hidden in rows])
 
-    def _without(self, hidden: Tensor, active: int) -> Tensor:
-        """Hidden values of neurons that static pruning drops, less their means; 0 for those that it keeps."""
-        size = len(self.worth) // self.how.experts
-        lost = hidden.float() - self.hidden.float().mean(0)
-        lost[:, self.worth.topk(active * size).indices] = 0
-        return lost
-
-    def _outputs(self, hidden: Tensor) -> Tensor:
-        return hidden.float() @ self.dense.w_out.float().T
-
+    # ------------------------------------------------------------------ before anything is fitted anew
     def slip(self, x: Tensor, active: int) -> Tensor:
         """What so many experts say less the dense network, `[T, H]` of `[T, H]`; the last matrix is the old one."""
-        chosen, hidden = best_experts(self.router(x.float()), active), self.dense.hidden(x)
-        return self._plain(hidden, chosen) - self._outputs(hidden)
+        left = ~best_experts(self.router(x.float()), active)
+        parts = [-self._plain(self.dense.hidden(x[part]), left[part]) for part in token_blocks(len(x))]
+        return torch.cat(parts)
 
     def _plain(self, hidden: Tensor, chosen: Tensor) -> Tensor:
-        return self._outputs(hidden * chosen[:, self.owner])
+        return (hidden.float() * chosen[:, self.owner]) @ self.dense.w_out.float().T
 
     def curve(self) -> Tensor:
         """The squared error summed over the text that judges, for 1, 2, … E experts a token, `[E]`, without means and
         with the old last matrix."""
-        hidden, wanted, logits = self._held_out
-        ranks = logits.argsort(dim=1, descending=True)
-        found, left = [], torch.zeros_like(logits, dtype=torch.bool)
-        for k in range(self.how.experts):
-            left.scatter_(1, ranks[:, k : k + 1], True)
-            found.append(float((wanted - self._plain(hidden, left)).square().sum()))
-        return torch.tensor(found)
+        ranks = self.router(self.text.judged.x).argsort(dim=1, descending=True)
+        found = torch.zeros(self.how.experts, dtype=torch.float64)
+        for part, hidden in self.text.judged.blocks():
+            left = torch.ones(len(hidden), self.how.experts, dtype=torch.bool)
+            for k in range(self.how.experts):
+                left.scatter_(1, ranks[part, k : k + 1], False)
+                found[k] += float(self._plain(hidden, left).square().sum())
+        return found.float()
 
 
-def _divided(values: Tensor) -> tuple[Tensor, Tensor]:
-    """What is fitted to and what judges, of rows in the text's order."""
-    values = values[:: -(-len(values) // MOST_TOKENS)].float()
-    held_out = len(values) // _HELD_OUT
-    return values[: len(values) - held_out], values[len(values) - held_out :]
-
-
-def cut(dense: Dense, x: Tensor, how: Carving, drift: Tensor | None = None) -> Carved:
-    """Cut a network by what a text sends into it, `[T, H]`, with the number of shared experts that loses least on what
-    is held out where none is asked for. `drift`: see `Cut`. Raises `NotFiniteError`."""
-    tried = [Cut(dense, x, replace(how, shared=n), drift).at(how.active) for n in how.candidates()]
-    return min(tried, key=lambda carved: carved.lost)
+def cut(text: NetworkText, how: Carving) -> Carved:
+    """Cut a network by what a text sends into it, with the number of shared experts that loses least on what is held
+    out where none is asked for. Raises `NotFiniteError`."""
+    tried = [Cut(text, replace(how, shared=n)).at(how.active) for n in how.candidates()]
+    return min(tried, key=lambda carved: carved.errors.carved)

@@ -1,8 +1,10 @@
-"""Mixtures of experts whose experts can be told apart, and the rewriting that leaves them with some of these."""
+"""Mixtures of experts whose experts can be told apart, and the rewriting that leaves them with some of these, or gives
+them another one."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ from moec.program.provenance import module_path
 from moec.program.rewriting import call_like
 from moec.recognition.linear import Linear, constant, value_of
 from moec.recognition.router_region import NotARouter, handed_on, hands_on, route_behind
-from moec.weights.lazy import Weight, take, whole
+from moec.weights.lazy import Weight, concat, take, whole
 
 aten = torch.ops.aten
 
@@ -115,17 +117,51 @@ def cut(program: Program, blocks: list[MoeBlock], remaining: tuple[int, ...], by
     Raises:
         NotARouter: with the reason, when a weight is computed in the graph.
     """
-    cutter = _Cutter(program, remaining, by)
+    cutter = _Cutter(program, lambda _, weight: take(weight, remaining), len(remaining), by)
     for block in blocks:
         cutter.cut(block)
     return cutter.names
 
 
-class _Cutter:
-    """Cuts weights once, whoever reads them."""
+def grow(program: Program, block: MoeBlock, added: Mapping[str, Weight], by: str) -> dict[str, str]:
+    """Give a block one more expert, behind those that it has; no weight is read.
 
-    def __init__(self, program: Program, remaining: tuple[int, ...], by: str) -> None:
-        self.program, self.remaining, self.by = program, remaining, by
+    Args:
+        added: by the names of the block's weights, see `names_of`, what is put behind each, `[1, …]`.
+        by: the name of the pass.
+
+    Returns:
+        Names of new weights and the names that they should have, see `rename`.
+
+    Raises:
+        NotARouter: with the reason, when a weight is computed in the graph.
+    """
+    cutter = _Cutter(program, lambda name, weight: concat([weight, added[name]], 0), block.experts + 1, by)
+    cutter.cut(block)
+    return cutter.names
+
+
+def names_of(block: MoeBlock) -> dict[str, str]:
+    """The names of a block's weights: `w_in`, `w_out` and biases of its experts, and its `router`."""
+    found = {name: _stem(argument) for name, argument in MoeCall(block.node).per_expert().items()}
+    return {**found, "router": _stem(router_matrix(block))}
+
+
+def router_matrix(block: MoeBlock) -> Any:
+    """What the linear layer of the logits reads as its matrix."""
+    assert block.projection is not None
+    return block.projection.product.args[1]
+
+
+class _Cutter:
+    """Changes weights once, whoever reads them.
+
+    Args:
+        change: of a weight with one row an expert, by its name, to that of the other number of experts, `count`.
+    """
+
+    def __init__(self, program: Program, change: Callable[[str, Weight], Weight], count: int, by: str) -> None:
+        self.program, self.change, self.count, self.by = program, change, count, by
         self.names: dict[str, str] = {}
         self._made: dict[str, fx.Node] = {}
         self._routes: set[fx.Node] = set()
@@ -156,13 +192,13 @@ class _Cutter:
                 self.program, old, self.by, aten.linear.default, linear.x, self._read(name, linear.weight), bias
             )
             if value_of(logits).dim() != value_of(new).dim():
-                new = call_like(self.program, old, self.by, aten.reshape.default, new, [-1, len(self.remaining)])
+                new = call_like(self.program, old, self.by, aten.reshape.default, new, [-1, self.count])
             if value_of(logits).dtype != value_of(new).dtype:
                 new = call_like(self.program, old, self.by, aten.to.dtype, new, value_of(logits).dtype)
             call.replace(logits=new, bias=self._matrix(call.bias, route))
 
     def _matrix(self, argument: Any, consumer: fx.Node) -> fx.Node | None:
-        """The remaining part of an argument with one row an expert."""
+        """What becomes of an argument with one row an expert."""
         if argument is None:
             return None
         if argument.target == DEQUANTIZE:
@@ -170,7 +206,7 @@ class _Cutter:
             return call_like(self.program, argument, self.by, DEQUANTIZE, *parts, **argument.kwargs)
         weight = constant(self.program, argument) or self._vector(argument)
         if weight is None:
-            raise NotARouter(f"{argument.name} is computed, so that no rows of a weight can be left out")
+            raise NotARouter(f"{argument.name} is computed, so that it has no rows of a weight, an expert each")
         return self._read(_stem(argument), weight)
 
     def _vector(self, argument: fx.Node) -> Weight | None:
@@ -186,7 +222,7 @@ class _Cutter:
 
     def _read(self, name: str, weight: Weight) -> fx.Node:
         if name not in self._made:
-            entered = self.program.add_weight(name, take(weight, self.remaining))
+            entered = self.program.add_weight(name, self.change(name, weight))
             self.names[entered] = name
             self._made[name] = self.program.read_weight(entered)
         return self._made[name]

@@ -15,8 +15,9 @@ from moec.dialect import Routing
 from moec.execution.lockstep import OperatorCalls, joined
 from moec.experts.carved_place import TOKENS_AN_EXPERT, drawn, finite, require_tokens
 from moec.experts.carved_weights import carved_weights, placeholders
-from moec.experts.carving import Carved, Carving, cut
+from moec.experts.carving import Carved, Carving, Errors, cut
 from moec.experts.dense_network import dense_of
+from moec.experts.network_text import NetworkText
 from moec.experts.stream import UntouchedStream
 from moec.program.moe_call import MoeCall
 from moec.program.program import Program
@@ -40,7 +41,7 @@ class FinerPlace:
 
     def __init__(self, program: Program, node: fx.Node, how: Carving, by: str) -> None:
         self.program, self.node, self.how, self._by = program, node, how, by
-        self.path, self._parts = module_path(node) or node.name, list[Carved]()
+        self.path, self._parts = module_path(node) or node.name, list[tuple[int, Errors]]()
         call = MoeCall(node)
         held = {name: constant(program, a) for name, a in call.expert_tensors().items()}
         self.experts = [_expert(node, call, held, f"{self.path}.{e}", e) for e in range(call.experts)]
@@ -128,8 +129,9 @@ class FinerPlace:
             own = None if x is None or ids is None else x[(ids == e).any(1)]
             few = own is None or len(own) < TOKENS_AN_EXPERT * self.how.experts
             counts.append(0 if few or own is None else len(own))
-            self._parts.append(self._cut(expert, None if few else own))
-            new = carved_weights(expert, self._parts[-1], f"{self._by}, seed {self.how.seed}")
+            carved = self._cut(expert, None if few else own)
+            self._parts.append((carved.shared, carved.errors))
+            new = carved_weights(expert, carved, f"{self._by}, seed {self.how.seed}")
             share = new.pop("experts.constant").load().float() / self.how.active  # as many parts as that are chosen
             b_out = new["experts.b_out"]
             value = (b_out.load().float() + share).to(b_out.dtype)
@@ -145,7 +147,7 @@ class FinerPlace:
             how = replace(how, shared=how.shared or 0, partition="random", router="random")
             how = replace(how, compensate=False, refit=False)
         with finite(expert):
-            return cut(dense_of(expert), x, how)
+            return cut(NetworkText(dense_of(expert), x), how)
 
     def facts(self, measured: bool) -> dict[str, Any]:
         """What is reported of it; errors are the mean of its experts, by the tokens that reach them."""
@@ -154,8 +156,8 @@ class FinerPlace:
         if not measured or not total:
             return found
         parts = list(zip(self._parts, self._counts, strict=True))
-        mean = {n: sum(c * getattr(p.errors, n) for p, c in parts) / total for n in ("carved", "static", "oracle")}
-        shared = min(p.shared for p, c in parts if c)
+        mean = {n: sum(c * getattr(e, n) for (_, e), c in parts) / total for n in ("carved", "static", "oracle")}
+        shared = min(own for (own, _), c in parts if c)
         return {**found, "shared": shared, **mean, "experts without text": self._counts.count(0)}
 
 

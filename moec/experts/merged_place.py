@@ -140,17 +140,15 @@ def fit_in_order(
         if calls.node not in by_logits:
             return
         place = by_logits[calls.node]
-        values, found = iter(calls.values(0)), []
-        for part in parts:
-            found.append(joined([next(values) for _ in part]))
+        values = iter(calls.values(0))
         with torch.inference_mode(False):
-            calls.replace(1, place.fit([x.clone() for x in found[::2]], [x.clone() for x in found[1::2]], ridge))
-        if isinstance(place.stream, Stream):
-            streams = torch.cat([each.at(place.stream) for each in untouched])
-            lacking = streams - without_network(place.stream, calls)
-            judges = torch.cat([torch.full((len(x),), bool(k % 2)) for k, x in enumerate(found)])
-            with torch.inference_mode(False):
-                place.refit(Arriving(*(t.clone() for t in (torch.cat(found).float(), streams, lacking, judges))))
+            found = [joined([next(values) for _ in part]) for part in parts]
+            calls.replace(1, place.fit(found[::2], found[1::2], ridge))
+            if isinstance(place.stream, Stream):
+                streams = torch.cat([each.at(place.stream) for each in untouched])
+                lacking = streams - without_network(place.stream, calls)
+                judges = torch.cat([torch.full((len(x),), bool(k % 2)) for k, x in enumerate(found)])
+                place.refit(Arriving(torch.cat(found).float(), streams, lacking, judges))
 
     run_in_lockstep(program, [sample for part in parts for sample in part], visit, until=last)
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moec.experts.dense_network import Dense, dense_of, in_float32
+from moec.experts.dense_network import Dense, dense_of, in_float32, token_blocks
 from moec.experts.stream_step import Step, best_step
 from moec.recognition.ffn import Ffn
 
 _STRENGTH = 1.0  # of the penalty on the change, in units of a neuron's mean energy
 _LEAST = 0.1  # of the median size, which a token counts as having
-_BLOCK = 2048  # tokens
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def refitted_expert(ffn: Ffn, own: Arriving) -> tuple[Tensor, Step]:
     fits, judges = ~own.judges, own.judges
     change = _solved(dense, own.x[fits], lacking[fits], counts[fits])
     root = counts[judges].sqrt()
-    back = dense.hidden(own.x[judges]).float() @ change.T
+    back = dense(own.x[judges], change)
     step = best_step(root * lacking[judges], root * back, root * says[judges])
     return (dense.w_out + step.taken * change if step.taken else dense.w_out).to(ffn.w_out.dtype), step
 
@@ -69,13 +68,13 @@ def _solved(dense: Dense, x: Tensor, lacking: Tensor, counts: Tensor) -> Tensor:
     rows, columns = dense.w_out.shape
     moments, cross = torch.zeros(columns, columns), torch.zeros(columns, rows)
     counts = counts / counts.mean() if len(counts) else counts
-    for start in range(0, len(x), _BLOCK):
-        part = slice(start, start + _BLOCK)
+    for part in token_blocks(len(x)):
         hidden = dense.hidden(x[part]).float()
         moments.addmm_((hidden * counts[part]).T, hidden)
         cross.addmm_((hidden * counts[part]).T, lacking[part])
     moments.diagonal().add_(max(_STRENGTH * float(moments.diagonal().mean()), 1e-12))
     factor, failed = torch.linalg.cholesky_ex(moments)
+    del moments  # as large as the network itself
     if int(failed):  # nothing to go by
         return torch.zeros(rows, columns)
     return torch.cholesky_solve(cross, factor).T

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
 from moec.errors import MoecError
 from moec.frontend.source import Source
+from moec.pipeline.calibration import Calibration
 from moec.program.program import Program
 from moec.program.signature import Sample
 from moec.weights.difference import first_difference
 from moec.weights.lazy import Weight
 
 HELD_OUT = 8  # one window in eight judges what the others made
+_SYMBOL = re.compile(r"\b[su]\d+\b")  # a size that is known when the program runs
 _PROBED = 64  # tokens whose texts are compared
 _PROBE = "def f(x):\n    return {'a': [1, 2.5], \"b\": x}  # The quick brown fox, 12:30 -> Ærø\n"
 
@@ -47,18 +53,42 @@ def open_sources(base: Program, models: Sequence[str], by: str) -> list[Program]
         MoecError: M203 for a model of another form, function or vocabulary, M201 where models of the base's kind cannot
             be put together, else what opening it raises.
     """
+    found = []
+    for model in models:
+        other = open_alike(base, model, by)
+        _require_same_form(base, other, model)
+        found.append(_with_weights(base, other, name_of(model)))
+    return found
+
+
+def open_alike(base: Program, model: str, by: str) -> Program:
+    """A model that reads the base's tokens, opened as the base was and in its dtype; for the rest see
+    `open_sources`."""
     source = base.original.source
     if not isinstance(source, Source):
         what = "the program does not know the model that it was captured from"
         raise MoecError("M203", what, by, "capture the base with moec.capture(folder)")
+    _require_same_tokens(source, model)
     dtype = next(w.dtype for w in base.weights.values() if w.dtype.is_floating_point)
-    found = []
-    for model in models:
-        _require_same_tokens(source, model)
-        other = source.alike(model).capture(dtype)
-        _require_same_form(base, other, model)
-        found.append(_with_weights(base, other, name_of(model)))
-    return found
+    return source.alike(model).capture(dtype)
+
+
+def divided_text(text: Calibration, base: Program, hidden: int, by: str) -> tuple[list[Sample], list[Sample]]:
+    """A model's text as inputs to fit on, and as others that judge.
+
+    Args:
+        hidden: how many numbers a router's row has. by: the pass, for errors.
+
+    Raises:
+        MoecError: M203 for a text that is too short.
+    """
+    fitted_on, held_out = text.divided(base.inputs, HELD_OUT, text.text.file)
+    count = sum(sample["input_ids"].numel() for sample in fitted_on)
+    if count < hidden:
+        what = f"the text has {count} tokens to fit on, and a router's row {hidden} numbers"
+        fix = f"give a longer text, or more of it with --calibration-tokens; {2 * hidden} tokens are enough"
+        raise MoecError("M203", what, text.text.file or by, fix)
+    return fitted_on, held_out
 
 
 def _with_weights(base: Program, other: Program, name: str) -> Program:
@@ -77,17 +107,36 @@ def _require_same_form(base: Program, other: Program, model: str) -> None:
         own, theirs = (f"{form[wrong][0]}" if wrong in form else "missing" for form in forms)
         what = f"{wrong} is {theirs} there and {own} in the base: fine-tunes of one model can be merged, no others"
         raise MoecError("M203", what, model, "leave it out, or give a fine-tune of the base")
-    code, theirs = (p.graph.python_code("self", include_stride=False).src for p in (base, other))
     fixed = base.original.fixed & base.weights.keys()
     another = next((n for n in sorted(fixed) if first_difference(base.weights[n], other.weights[n])), None)
-    if code != theirs or another:
-        what = f"it computes otherwise than the base: {another or _first_other_line(code, theirs)}"
+    another = another or _first_other_node(base, other)
+    if another:
+        what = f"it computes otherwise than the base: {another}"
         raise MoecError("M203", what, model, "compare both config.json: all but names has to be equal")
 
 
-def _first_other_line(code: str, other: str) -> str:
-    pairs = zip(code.splitlines(), other.splitlines(), strict=False)
-    return next((b.partition(";")[0].strip()[:120] for a, b in pairs if a != b), "one graph is longer")
+def _first_other_node(base: Program, other: Program) -> str:
+    """The first operator that is another one there, by name, arguments, shape or dtype; empty where there is none. A
+    model's weights and its stream are looked up by the base's names."""
+    own, theirs = _written(base), _written(other)
+    found = next((b for a, b in zip(own, theirs, strict=False) if a != b), "")
+    return found[:120] or ("one graph is longer" if len(own) != len(theirs) else "")
+
+
+def _written(program: Program) -> list[str]:
+    """Each node as text: what it computes, and its value's form; symbols are numbered as they come."""
+    symbols: dict[str, str] = {}
+
+    def numbered(found: re.Match[str]) -> str:
+        return symbols.setdefault(found[0], f"size{len(symbols)}")
+
+    lines = []
+    for node in program.graph.nodes:
+        values = [v for v in tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+        forms = [f"{str(v.dtype)[6:]}[{', '.join(map(str, v.shape))}]" for v in values]
+        code = f"{node.name} = {node.target}{node.args}{node.kwargs or ''}: {' '.join(forms)}"
+        lines.append(_SYMBOL.sub(numbered, code))
+    return lines
 
 
 def _require_same_tokens(base: Source, model: str) -> None:

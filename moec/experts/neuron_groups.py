@@ -8,6 +8,8 @@ arXiv 2110.01786), neurons that are large for the same tokens belong together, t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,17 +24,17 @@ _ROUNDS = 6  # of k-means: assignments change little after that
 _SWEEPS = 8  # of exchanges between pairs of clusters
 
 
-def worth(hidden: Tensor, w_out: Tensor) -> Tensor:
+def worth(variance: Tensor, w_out: Tensor) -> Tensor:
     """What is lost of the output's variance where a neuron gives its mean only: `Var(h_i) * ||w_out[:, i]||^2` (FLAP,
     arXiv 2312.11983, with the whole column).
 
     Args:
-        hidden: `[T, I]`, what the activation gives for T tokens. w_out: `[H, I]`.
+        variance: `[I]`, of what the activation gives for a text's tokens. w_out: `[H, I]`.
 
     Returns:
         `[I]` in float32.
     """
-    return hidden.float().var(0, correction=0) * w_out.float().square().sum(0)
+    return variance.float() * w_out.float().square().sum(0)
 
 
 def features(how: str, w_in: Tensor, hidden: Tensor, w_out: Tensor) -> Tensor:
@@ -73,18 +75,22 @@ def by_first_centers(points: Tensor, score: Tensor, count: int) -> Tensor:
     return balanced(torch.cdist(points, centers).square(), len(points) // count)  # of 0 and 1: the Hamming distance
 
 
-def variation(gates: Tensor) -> tuple[Tensor, Tensor, float]:
+def in_texts(x: Tensor) -> tuple[Tensor, ...]:
+    """A text's tokens `[T, H]`, in its order, in equal parts that stand for texts of their own."""
+    return x.tensor_split(min(_TEXTS, max(1, len(x) // 16)))
+
+
+def variation(gates: Iterable[Tensor]) -> tuple[Tensor, Tensor, float]:
     """ExpertWeaver's view of neurons: how active they are in each of several texts.
 
     Args:
-        gates: `[T, I]`, what the gate gives, in the text's order; equal parts of it stand for texts.
+        gates: for each text, `[T, I]`, what the gate gives.
 
     Returns:
         The mean activity `[I]`; the activity by text `[I, N]`; and the part of all experts that is shared, from 0.7
         where few neurons vary to 0.2 where all do.
     """
-    parts = gates.float().abs().tensor_split(min(_TEXTS, max(1, len(gates) // 16)))
-    active = torch.stack([part.mean(0) for part in parts], 1)
+    active = torch.stack([each.float().abs().mean(0) for each in gates], 1)
     mean = active.mean(1)
     varies = active.std(1, correction=0) / mean.clamp(min=1e-12) > _VARIES
     return mean, active, _MOST_SHARED - (_MOST_SHARED - _LEAST_SHARED) * float(varies.float().mean())

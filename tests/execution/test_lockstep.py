@@ -72,3 +72,9 @@ def test_it_ends_where_it_should(mixtral: Path) -> None:
 def test_rows_of_all_inputs_stand_below_each_other_in_order() -> None:
     rows = torch.arange(24.0).view(8, 3)
     assert torch.equal(joined([rows[:6].view(2, 3, 3), rows[6:]]), rows)
+
+
+def test_every_so_many_rows_are_those_of_all_of_them() -> None:
+    parts = [torch.randn(2, 5, 3), torch.randn(1, 3), torch.randn(7, 3), torch.randn(1, 1, 3)]
+    for every in (1, 2, 3, 4, 30):
+        assert torch.equal(joined(parts, every), joined(parts)[::every])

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import moec
 from moec.errors import MoecError
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep
+from moec.experts import carving
 from moec.experts.carved_place import CarvedPlace, carve_in_order
 from moec.experts.carving import Carving
+from moec.experts.dense_network import dense_of
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.decoder_signature import text_inputs
 from moec.program.moe_call import moe_nodes
+from moec.program.program import Program
 from moec.recognition.ffn import find_ffns
-from tests import zoo
+from tests import learned, zoo
 
 HOW = Carving(4, 0, 2, "rows", "ridge", True, True, 0)
 
@@ -37,8 +44,8 @@ def test_later_networks_see_what_the_cut_ones_before_them_say() -> None:
             place.rewrite("test", {})
         carve_in_order(program, places, text())
         program.check()
-        seen.append(places[-1].carved)
-    assert seen[0] is not None and seen[1] is not None and not torch.equal(seen[0].router.weight, seen[1].router.weight)
+        seen.append(program.weights[places[-1].names["router.weight"]].load())
+    assert bool(seen[0].any()) and not torch.equal(seen[0], seen[1])
 
 
 def test_a_short_text_is_refused_and_errors_are_told_of_a_text_only() -> None:
@@ -50,6 +57,43 @@ def test_a_short_text_is_refused_and_errors_are_told_of_a_text_only() -> None:
     carve_in_order(program, [place], [])
     assert set(place.facts(measured=False)) == {"module", "active", "shared"}
     assert {"carved", "static", "oracle"} < set(place.facts(measured=True))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_errors_that_are_told_are_those_of_the_program_that_is_written(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fails:
+        monkeypatch.setattr(carving, "refitted", lambda before, *_: (before, None))
+    untouched = learned.captured()
+    program, batches = untouched.clone(), [text_inputs(untouched.inputs, learned.texts()[0])]
+    ffns = find_ffns(program)[0]
+    places = [CarvedPlace(program, ffn, replace(HOW, experts=8), "test") for ffn in ffns]
+    for place in places:
+        place.rewrite("test", {})
+    carve_in_order(program, places, batches, untouched.clone())
+    for place, ffn in zip(places, ffns, strict=True):
+        facts = json.loads(json.dumps(place.facts(measured=True)))
+        assert facts["compared"] == "stream" and isinstance(facts["step"], str if fails else float)
+        total = next(iter(place.made.users)).name
+        here, there = (value_at(each, total, batches, (0, 1)) for each in (program, untouched))
+        x = value_at(program, place.first.name, batches, (0,))
+        judged = slice(len(x) - len(x) // 8, None)
+        unit = dense_of(ffn)(x[judged]).square().sum()
+        lost = float((here - there)[judged].square().sum() / unit)
+        assert facts["carved"] == pytest.approx(lost, rel=1e-3) and lost > 1e-3
+
+
+def value_at(program: Program, name: str, batches: list[dict[str, Tensor]], places: tuple[int, ...]) -> Tensor:
+    """The sum of an operator's arguments at these places, of the only batch, `[T, H]`."""
+    found = list[Tensor]()
+
+    def visit(calls: OperatorCalls) -> None:
+        if calls.node.name == name:
+            found.append(torch.stack([calls.values(place)[0] for place in places]).sum(0))
+
+    run_in_lockstep(program, batches, visit)
+    return found[0].flatten(0, -2)
 
 
 class Chain(nn.Module):

@@ -20,7 +20,7 @@ def test_neurons_that_say_the_same_stand_in_for_each_other() -> None:
     hidden = torch.cat([half, half + 0.05 * torch.randn(600, 4, generator=generator)], 1)
     chosen = torch.tensor([True, True, False, False]).expand(600, -1)  # the second half is left out
     before = output(whole)
-    after, _ = refitted(before, hidden[:400], chosen[:400], OWNER, whole)
+    after, _ = refitted(before, hidden[:400].split(150), chosen[:400], OWNER, whole)
     wanted = hidden[400:] @ whole.T
     lost = [float((o(hidden[400:], chosen[400:], OWNER) - wanted).square().sum()) for o in (before, after)]
     assert lost[1] < 0.05 * lost[0]
@@ -31,7 +31,7 @@ def test_means_are_found_where_nothing_else_is_to_be_seen() -> None:
     generator = torch.Generator().manual_seed(1)
     hidden, whole = torch.randn(4000, 8, generator=generator) + 1, torch.randn(3, 8, generator=generator)
     chosen = torch.rand(4000, 4, generator=generator) < 0.5
-    after, _ = refitted(output(whole), hidden, chosen, OWNER, whole)
+    after, _ = refitted(output(whole), [hidden], chosen, OWNER, whole)
     means = torch.stack([whole[:, e == OWNER].sum(1) for e in range(4)])  # every neuron's mean is 1
     assert torch.allclose(after.constant, means.sum(0), atol=0.6)
     wanted, found = hidden @ whole.T, after(hidden, chosen, OWNER)
@@ -41,6 +41,6 @@ def test_means_are_found_where_nothing_else_is_to_be_seen() -> None:
 def test_silent_neurons_and_few_tokens_break_nothing() -> None:
     whole = torch.randn(3, 8)
     for hidden in (torch.zeros(5, 8), torch.randn(2, 8)):
-        after, _ = refitted(output(whole), hidden, torch.ones(len(hidden), 4, dtype=torch.bool), OWNER, whole)
+        after, _ = refitted(output(whole), [hidden], torch.ones(len(hidden), 4, dtype=torch.bool), OWNER, whole)
         assert bool(after.w_out.isfinite().all()) and bool(after.constant.isfinite().all())
         assert torch.allclose(after.w_out, whole, atol=1e-5)  # nothing is missing

@@ -31,7 +31,7 @@ def test_a_penalty_makes_rows_smaller_and_the_mean_stays() -> None:
 def test_contributions_are_norms_of_what_groups_add() -> None:
     hidden, w_out = torch.randn(9, 6), torch.randn(4, 6)
     groups = [torch.tensor([0, 3, 5]), torch.tensor([1, 2, 4])]
-    found = contributions(hidden, w_out, groups)
+    found = contributions(hidden.split(4), w_out, groups)
     wanted = torch.stack([(hidden[:, g] @ w_out[:, g].T).norm(dim=1) for g in groups], 1)
     assert torch.allclose(found, wanted, atol=1e-5)
     router, bias = mean_rows(torch.arange(12.0).view(6, 2), groups)

@@ -4,6 +4,7 @@ there."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moec.dialect import Activation
+from moec.experts import carving
+from moec.experts.carved_refit import Output, refitted
 from moec.experts.carving import Carved, Carving, Cut, cut
 from moec.experts.dense_network import Dense
+from moec.experts.network_text import NetworkText
 from moec.experts.neuron_groups import PARTITIONS
 
 HOW = Carving(8, 1, 4, "rows", "ridge", True, False, 0)
@@ -47,7 +51,7 @@ def outputs(dense: Dense, carved: Carved, x: Tensor, active: int) -> Tensor:
 @pytest.mark.parametrize("partition", PARTITIONS)
 def test_every_neuron_is_in_one_expert_and_all_experts_are_the_network(partition: str) -> None:
     dense, x = network(), tokens()
-    carved = Cut(dense, x, replace(HOW, partition=partition, refit=True)).at(8)
+    carved = Cut(NetworkText(dense, x), replace(HOW, partition=partition, refit=True)).at(8)
     assert sorted(torch.cat(carved.groups).tolist()) == list(range(32))
     assert [len(g) for g in carved.groups] == [4] * 8
     whole = dense.hidden(x[:20]) @ dense.w_out.T
@@ -59,7 +63,7 @@ def test_every_neuron_is_in_one_expert_and_all_experts_are_the_network(partition
 @pytest.mark.parametrize("gated", [True, False])
 def test_errors_are_those_of_text_that_nothing_was_fitted_to(gated: bool, refit: bool) -> None:
     dense, x = network(gated=gated), tokens()
-    cut = Cut(dense, x, replace(HOW, refit=refit))
+    cut = Cut(NetworkText(dense, x), replace(HOW, refit=refit))
     carved = cut.at(4)
     fitted, judged = x[:1400], x[1400:]
     whole = dense.hidden(judged) @ dense.w_out.T
@@ -77,31 +81,34 @@ def test_errors_are_those_of_text_that_nothing_was_fitted_to(gated: bool, refit:
 def test_a_fitted_router_beats_rows_and_those_beat_chance() -> None:
     dense, x = network(), tokens()
     ridge, rows, chance = (
-        Cut(dense, x, replace(HOW, router=router)).at(4).errors.carved for router in ("ridge", "mean-row", "random")
+        Cut(NetworkText(dense, x), replace(HOW, router=router)).at(4).errors.carved
+        for router in ("ridge", "mean-row", "random")
     )
     assert ridge < rows and ridge < chance
 
 
 def test_means_of_what_is_left_out_make_up_for_some_of_it() -> None:
     dense, x = network(), tokens() + 1.0
-    with_means, without = (Cut(dense, x, replace(HOW, compensate=c)).at(3).errors.carved for c in (True, False))
+    with_means, without = (
+        Cut(NetworkText(dense, x), replace(HOW, compensate=c)).at(3).errors.carved for c in (True, False)
+    )
     assert with_means < without
 
 
 def test_shared_experts_are_those_worth_most_and_always_chosen() -> None:
     dense, x = network(), tokens()
-    cut = Cut(dense, x, replace(HOW, shared=2))
+    cut = Cut(NetworkText(dense, x), replace(HOW, shared=2))
     first = set(torch.cat(cut.groups[:2]).tolist())
     assert first == set(cut.worth.topk(8).indices.tolist())
     chosen = cut.router(x).topk(3, dim=1).indices
     assert all({0, 1} < set(row) for row in chosen.tolist())
-    same = Cut(dense, x, replace(HOW, shared=4)).at(4).errors  # nothing is routed: it is static pruning
+    same = Cut(NetworkText(dense, x), replace(HOW, shared=4)).at(4).errors  # nothing is routed: it is static pruning
     assert same.carved == pytest.approx(same.static, rel=1e-3)
 
 
 def test_a_curve_is_the_error_by_the_number_of_experts() -> None:
     dense, x = network(), tokens()
-    cut = Cut(dense, x, replace(HOW, compensate=False))
+    cut = Cut(NetworkText(dense, x), replace(HOW, compensate=False))
     whole = float((dense.hidden(x[1400:]) @ dense.w_out.T).square().sum())
     for active in (2, 5, 8):
         assert float(cut.curve()[active - 1]) / whole == pytest.approx(cut.at(active).errors.carved, abs=1e-5)
@@ -109,7 +116,7 @@ def test_a_curve_is_the_error_by_the_number_of_experts() -> None:
 
 def test_a_last_matrix_fitted_anew_loses_less() -> None:
     dense, x = network(), tokens()
-    plain, fitted = (Cut(dense, x, replace(HOW, refit=refit)).at(4) for refit in (False, True))
+    plain, fitted = (Cut(NetworkText(dense, x), replace(HOW, refit=refit)).at(4) for refit in (False, True))
     assert fitted.errors.carved < 0.7 * plain.errors.carved
     assert fitted.fitted and not plain.fitted and torch.equal(plain.output.w_out, dense.w_out)
 
@@ -118,14 +125,49 @@ def test_the_number_of_shared_experts_is_the_one_that_loses_least() -> None:
     dense, x = network(), tokens()
     how = replace(HOW, shared=None, refit=True)
     assert how.candidates() == [2, 3] and replace(how, active=1).candidates() == [0]
-    tried = [Cut(dense, x, replace(how, shared=n)).at(4).errors.carved for n in (2, 3)]
-    found = cut(dense, x, how)
+    tried = [Cut(NetworkText(dense, x), replace(how, shared=n)).at(4).errors.carved for n in (2, 3)]
+    found = cut(NetworkText(dense, x), how)
     assert found.errors.carved == min(tried) < max(tried) and found.shared == (2, 3)[tried.index(min(tried))]
+
+
+def test_errors_are_those_of_what_is_written_on_the_stream_where_it_is_known() -> None:
+    dense, x = network(), tokens()
+    whole = dense(x[1400:])
+    drift = 0.4 * x @ torch.randn(12, 12, generator=torch.Generator().manual_seed(3))
+    made = Cut(NetworkText(dense, x, drift), replace(HOW, refit=True))
+    carved = made.at(4)
+    apart = whole + drift[1400:] - outputs(dense, carved, x[1400:], 4)
+    lost = [float(d.square().sum() / whole.square().sum()) for d in (apart, apart - drift[1400:])]
+    assert carved.step is not None and carved.step.taken == 1.0
+    assert carved.errors.carved == pytest.approx(lost[0], rel=1e-3) == pytest.approx(carved.step.left, rel=1e-3)
+    assert carved.errors.carved < 0.95 * carved.step.before and abs(lost[0] - lost[1]) > 0.05 * lost[0]
+    dropped = made.worth.argsort()[:16]
+    away = (dense.hidden(x[1400:])[:, dropped] - dense.hidden(x[:1400])[:, dropped].mean(0)) @ dense.w_out[:, dropped].T
+    static = (away + drift[1400:]).square().sum() / whole.square().sum()
+    assert carved.errors.static == pytest.approx(float(static), rel=1e-3)
+
+
+def test_numbers_of_shared_experts_are_judged_by_one_measure_where_a_fit_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, x, how = network(), tokens(), replace(HOW, shared=None, refit=True)
+    text = NetworkText(dense, x, 4 * x @ torch.randn(12, 12, generator=torch.Generator().manual_seed(3)))
+    calls = list[Output]()
+
+    def every_second_fails(before: Output, *given: Any) -> tuple[Output, Output | None]:
+        calls.append(before)
+        return refitted(before, *given) if len(calls) % 2 else (before, None)
+
+    monkeypatch.setattr(carving, "refitted", every_second_fails)
+    found = cut(text, how)
+    fits, fails = (Cut(text, replace(how, shared=n)).at(4) for n in (2, 3))
+    assert fails.step is None and fits.errors.carved < fails.errors.carved and found.shared == 2
+    apart = text.judged.says - outputs(dense, fails, text.judged.x, 4)
+    own = float(apart.square().sum() / text.judged.says.square().sum())
+    assert own < fits.errors.carved  # by its own output alone, the one that failed would have been taken
 
 
 def test_an_analytical_router_is_the_network_of_the_neurons_that_stand_for_their_experts() -> None:
     dense, x = network(), tokens()
-    found = Cut(dense, x, replace(HOW, shared=2, partition="indicator", router="analytical"))
+    found = Cut(NetworkText(dense, x), replace(HOW, shared=2, partition="indicator", router="analytical"))
     picked = []
     for row in found.router.weight[2:]:
         near = F.normalize(dense.w_in[:32], dim=1) @ row

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from moec.dialect import Activation
 from moec.experts.dense_network import Dense
-from moec.experts.neuron_groups import balanced, by_first_centers, clusters, features, indicators, variation, worth
+from moec.experts.neuron_groups import (
+    balanced,
+    by_first_centers,
+    clusters,
+    features,
+    in_texts,
+    indicators,
+    variation,
+    worth,
+)
 
 
 def cost_of(cost: Tensor, assigned: Tensor) -> float:
@@ -44,7 +53,7 @@ def test_neurons_of_one_kind_come_together_whatever_their_number() -> None:
 
 def test_worth_is_the_variance_that_a_neuron_brings_to_the_output() -> None:
     hidden, w_out = torch.randn(50, 6), torch.randn(5, 6)
-    found = worth(hidden, w_out)
+    found = worth(hidden.var(0, correction=0), w_out)
     for i in range(6):
         lost = torch.outer(hidden[:, i] - hidden[:, i].mean(), w_out[:, i])
         assert float(found[i]) == pytest.approx(float(lost.square().sum(1).mean()), rel=1e-4)
@@ -77,6 +86,8 @@ def test_neurons_marked_together_come_to_the_center_of_their_kind() -> None:
 def test_neurons_that_differ_from_text_to_text_make_fewer_experts_shared() -> None:
     steady, varied = torch.ones(640, 8), torch.ones(640, 8)
     varied[:480, :4] = 0
-    assert variation(steady)[2] == pytest.approx(0.7) and variation(varied)[2] == pytest.approx(0.45)
-    mean, by_text, _ = variation(varied)
+    assert variation(in_texts(steady))[2] == pytest.approx(0.7) and variation(in_texts(varied))[2] == pytest.approx(
+        0.45
+    )
+    mean, by_text, _ = variation(in_texts(varied))
     assert mean.tolist() == [0.25] * 4 + [1.0] * 4 and by_text.shape == (8, 40)

@@ -93,6 +93,41 @@ def test_a_stream_that_cannot_be_told_says_why(kind: str, words: str) -> None:
         assert isinstance(found, str) and words in found
 
 
+class Confusing(nn.Module):
+    """A network whose output is added to a tensor of the same size that is not what it reads, or to each of its
+    rows."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.norm = kind, nn.LayerNorm(8)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor, z: Tensor) -> dict[str, Tensor]:
+        said = self.down(torch.relu(self.up(self.norm(x))))
+        if self.kind == "every row to every row":
+            return {"y": self.norm(said.unsqueeze(1) + x.unsqueeze(0)), "z": z}
+        return {"y": self.norm(said + (z if self.kind == "another input" else x)), "z": z}
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("another input", "is not what it reads"),
+        ("every row to every row", "not added to a residual stream as it is"),
+        ("its own", ""),
+    ],
+)
+def test_a_tensor_of_the_same_size_is_not_taken_for_the_stream(kind: str, words: str) -> None:
+    sample = {"x": ROWS[0].clone(), "z": ROWS[1].clone()}
+    program = moec.capture(Confusing(kind).eval(), sample, dict.fromkeys(sample, ("rows", None)))
+    (ffn,) = find_ffns(program)[0]
+    found = stream_of(ffn.output, first(ffn))
+    if words:
+        assert isinstance(found, str) and words in found
+    else:
+        assert isinstance(found, Stream) and [other.name for other in found.others] == ["x"]
+
+
 def test_dropout_and_views_on_the_way_are_passed() -> None:
     for name, told in (("llama", True), ("gpt2", True), ("gemma2", False)):
         for ffn in find_ffns(zoo.captured(name, cache=False))[0]:

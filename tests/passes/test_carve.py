@@ -183,7 +183,8 @@ def test_taking_back_what_earlier_layers_moved_brings_the_logits_nearer(active: 
 
     found, layers = lost(None)
     assert found < 0.93 * lost(0.0)[0] < 0.8 * lost(-1.0)[0]  # the plain fit, and one that adds to the drift
-    assert layers[1]["step"] == 1.0 and 0 < layers[1]["stream"] < 0.95 * layers[1]["stream without step"]
+    assert layers[1]["step"] == 1.0 and 0 < layers[1]["carved"] < 0.95 * layers[1]["without step"]
+    assert layers[1]["compared"] == "stream"
 
 
 def test_a_network_behind_which_stands_a_norm_keeps_its_own_fit_and_says_so() -> None:
@@ -195,7 +196,8 @@ def test_a_network_behind_which_stands_a_norm_keeps_its_own_fit_and_says_so() ->
     ):
         _, layers = carved(name, f"carve(experts=4, {how})")
         for layer in layers:
-            assert ("step" in layer) == (fitted is not None) and ("stream" in layer) == bool(fitted)
+            assert ("step" in layer) == (fitted is not None) and ("without step" in layer) == bool(fitted)
+            assert layer["compared"] == ("stream" if fitted else "output")
             assert fitted is not False or "residual stream" in layer["step"]
 
 

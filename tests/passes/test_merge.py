@@ -14,6 +14,7 @@ from torch import Tensor
 
 import moec
 from moec.errors import MoecError
+from moec.huggingface.source import HuggingFaceSource
 from moec.passes.merge import Merge
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.calibration_text import CalibrationText
@@ -150,6 +151,31 @@ def test_models_and_texts_that_do_not_fit_are_refused(models: Path, other: str, 
     calibration = texts(**{"code": TEXTS.parts["code"], other: text})
     with pytest.raises(MoecError, match=words) as caught:
         merge(models, (other, "code"), "", calibration)
+    assert str(caught.value).count("\n") == 2 and caught.value.code == "M203"
+
+
+@pytest.mark.parametrize("change", ["name", "operator", "shape", "more"])
+def test_a_model_whose_graph_is_another_is_refused(models: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, capture = captured(models / "base"), HuggingFaceSource.capture
+
+    def other(*given: Any, **named: Any) -> Program:
+        program = capture(*given, **named)
+        product = program.nodes(torch.ops.aten.mul.Tensor)[-1]
+        if change == "name":
+            product._rename("product")
+        elif change == "operator":
+            product.target = torch.ops.aten.div.Tensor
+        elif change == "shape":
+            product.meta["val"] = product.meta["val"][..., None]
+        else:
+            with program.graph.inserting_after(next(iter(program.graph.nodes))):
+                program.read_weight(next(iter(program.weights)))
+        return program
+
+    assert base.nodes(torch.ops.aten.mul.Tensor)
+    monkeypatch.setattr(HuggingFaceSource, "capture", other)
+    with pytest.raises(MoecError, match="computes otherwise than the base: ") as caught:
+        merge(models, NAMES, "", TEXTS)
     assert str(caught.value).count("\n") == 2 and caught.value.code == "M203"
 
 

@@ -1,4 +1,5 @@
-"""The config of a model that kept its architecture and lost some of its experts, and what no checkpoint can say."""
+"""The config of a model that kept its architecture and has another number of experts, and what no checkpoint can
+say."""
 
 from __future__ import annotations
 
@@ -13,14 +14,14 @@ _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 # architectures whose files hold an expert's matrices as `moec::experts` reads them, and whose code takes any number of
 # experts
 _KNOWN = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "glm4_moe")
-_SAYABLE = ("find-moe", "fuse-moe", "prune-experts", "quantize", "calibrate-router", "set-top-k", TRAINED)
+_SAYABLE = ("find-moe", "fuse-moe", "prune-experts", "add-expert", "quantize", "calibrate-router", "set-top-k", TRAINED)
 _FIX = "compile it without saving, or leave that out"
 
 
 def is_pruned(program: Program) -> bool:
-    """Whether the program has the architecture of its source, with some experts fewer."""
+    """Whether the program has the architecture of its source, with some experts fewer or more."""
     names = {step.name for step in program.history if step.rewrites}
-    return "prune-experts" in names and "upcycle" not in names
+    return bool(names & {"prune-experts", "add-expert"}) and "upcycle" not in names
 
 
 def refuse_by_call(program: Program) -> None:
@@ -51,7 +52,7 @@ def pruned_config(program: Program, config: Any) -> Any:
     if len(counts) != 1:
         raise _refuse(
             program,
-            f"its layers keep {' and '.join(map(str, counts))} experts, and {config.model_type} has one number "
+            f"its layers have {' and '.join(map(str, counts))} experts, and {config.model_type} has one number "
             "for all of them",
         )
     changed = deepcopy(config)
@@ -60,4 +61,4 @@ def pruned_config(program: Program, config: Any) -> Any:
 
 
 def _refuse(program: Program, what: str) -> MoecError:
-    return MoecError("M206", f"the pruned model has no place in transformers: {what}", program.source, _FIX)
+    return MoecError("M206", f"the model has no place in transformers: {what}", program.source, _FIX)
