@@ -30,6 +30,7 @@ FLAGS = (
 )  # fmt: skip
 AVX2 = ("-mavx2", "-mfma")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+AVX512_BF16 = (*AVX512, "-mavx512bf16")
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g")
 
 
@@ -53,7 +54,7 @@ def units() -> list[tuple[str, str, tuple[str, ...]]]:
         return [*found, ("isa_plain", "isa.cpp", ("-O3",))]  # all that there is
     found += [("isa_plain", "isa.cpp", ("-O1",))]  # the reference; larger code would not make it fast
     found += [("isa_avx2", "isa.cpp", ("-O3", *AVX2)), ("isa_avx512", "isa.cpp", ("-O3", *AVX512))]
-    return found
+    return [*found, ("isa_avx512_bf16", "isa.cpp", ("-O3", *AVX512_BF16))]
 
 
 def stamp() -> str:

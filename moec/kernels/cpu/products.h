@@ -1,6 +1,7 @@
 // Matrix rows times tokens. Every output is one dot product in one order, whoever computes it and beside what: a chain
 // of fused multiply-adds in each of 16 lanes, column k in lane k mod 16 (of codes: in the order of `Matrix::chunk`),
-// then the sum of the lanes. So no result hangs on how many tokens or rows are computed together.
+// then the sum of the lanes. Of bfloat16 a lane takes a pair of columns in each step, k and k + 1 of 32, the odd one
+// first. So no result hangs on how many tokens or rows are computed together.
 #pragma once
 
 #include "block.h"
@@ -40,6 +41,25 @@ inline void hold(Lanes& a) {
 #endif
 }
 
+#if defined(__AVX512BF16__)
+inline void hold(Pairs& a) { asm("" : "+v"(a.v)); }
+#endif
+
+// What a step adds to its sums.
+struct Fused {
+    static Lanes added(Lanes w, Lanes x, Lanes sum) { return fma(w, x, sum); }
+};
+struct Flushed {
+    static Lanes added(Lanes w, Lanes x, Lanes sum) { return fma_flushed(w, x, sum); }
+};
+#if defined(__AVX512BF16__)
+struct Paired {
+    static Lanes added(Pairs w, Pairs x, Lanes sum) {
+        return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(w.v), reinterpret_cast<__m512bh>(x.v))};
+    }
+};
+#endif
+
 template <size_t M, size_t N> inline void write_sums(const Lanes (&acc)[M][N], float* out, size_t step) {
 #pragma GCC unroll 8
     for (size_t m = 0; m < M; m++) {
@@ -57,57 +77,99 @@ template <size_t M, size_t N> inline void write_sums(const Lanes (&acc)[M][N], f
 
 // One step of M tokens times N rows; the fewer of both stay in registers, the others are read one by one. The two sides
 // are written out: one function for both, which takes the product as a lambda, was 7 to 14 % slower at one token.
-template <size_t M, size_t N, class T, class W> inline void multiply(Lanes (&acc)[M][N], T token, W row) {
+template <class STEP, size_t M, size_t N, class T, class W> inline void multiply(Lanes (&acc)[M][N], T token, W row) {
+    using Value = decltype(row(0));
     if constexpr (M < N) {
-        Lanes x[M];
+        Value x[M];
 #pragma GCC unroll 8
         for (size_t m = 0; m < M; m++) hold(x[m] = token(m));
 #pragma GCC unroll 8
         for (size_t n = 0; n < N; n++) {
-            Lanes w = row(n);
+            Value w = row(n);
             if (M > 1) hold(w);
 #pragma GCC unroll 8
-            for (size_t m = 0; m < M; m++) acc[m][n] = fma(w, x[m], acc[m][n]);
+            for (size_t m = 0; m < M; m++) acc[m][n] = STEP::added(w, x[m], acc[m][n]);
         }
     } else {
-        Lanes w[N];
+        Value w[N];
 #pragma GCC unroll 8
         for (size_t n = 0; n < N; n++) hold(w[n] = row(n));
 #pragma GCC unroll 8
         for (size_t m = 0; m < M; m++) {
-            Lanes x = token(m);
+            Value x = token(m);
             if (N > 1) hold(x);
 #pragma GCC unroll 8
-            for (size_t n = 0; n < N; n++) acc[m][n] = fma(w[n], x, acc[m][n]);
+            for (size_t n = 0; n < N; n++) acc[m][n] = STEP::added(w[n], x, acc[m][n]);
         }
     }
 }
 
-// M tokens times N rows of float32 or bfloat16. What the next tile of rows starts with is fetched meanwhile.
-template <size_t M, size_t N, class T>
-inline void tile(const T* w, size_t columns, const float* const* x, float* out, size_t step) {
-    Lanes acc[M][N];
+inline const float* floats(const void* row) { return static_cast<const float*>(row); }
+
+template <size_t M, size_t N> inline void clear(Lanes (&acc)[M][N]) {
 #pragma GCC unroll 8
     for (size_t m = 0; m < M; m++)
 #pragma GCC unroll 8
         for (size_t n = 0; n < N; n++) acc[m][n] = every(0.0f);
-    const size_t whole = columns / LANES * LANES, rest = columns - whole, ahead = N * columns;
-    for (size_t k = 0; k < whole; k += LANES) {
-        if (M <= 6) {
+}
+
+// What the next tile of rows starts with is fetched meanwhile.
+template <size_t M, size_t N, class T> inline void fetch(const T* w, size_t columns) {
+    if (M > 6) return;
 #pragma GCC unroll 8
-            for (size_t n = 0; n < N; n++) __builtin_prefetch(w + n * columns + k + ahead, 0, 2);
-        }
-        multiply<M, N>(acc, [&](size_t m) { return load(x[m] + k); },
-                       [&](size_t n) { return load(w + n * columns + k); });
+    for (size_t n = 0; n < N; n++) __builtin_prefetch(w + (N + n) * columns, 0, 2);
+}
+
+// M tokens times N rows of float32.
+template <size_t M, size_t N>
+inline void tile(const float* w, size_t columns, const void* const* x, float* out, size_t step) {
+    Lanes acc[M][N];
+    clear<M, N>(acc);
+    const size_t whole = columns / LANES * LANES, rest = columns - whole;
+    for (size_t k = 0; k < whole; k += LANES) {
+        fetch<M, N>(w + k, columns);
+        multiply<Fused, M, N>(acc, [&](size_t m) { return load(floats(x[m]) + k); },
+                              [&](size_t n) { return load(w + n * columns + k); });
     }
     if (rest)
-        multiply<M, N>(acc, [&](size_t m) { return load_part(x[m] + whole, rest); },
-                       [&](size_t n) { return load_part(w + n * columns + whole, rest); });
+        multiply<Fused, M, N>(acc, [&](size_t m) { return load_part(floats(x[m]) + whole, rest); },
+                              [&](size_t n) { return load_part(w + n * columns + whole, rest); });
+    write_sums<M, N>(acc, out, step);
+}
+
+// Pairs of columns from k on. W: how a row's pairs are read, whole or in part.
+template <size_t M, size_t N, class W>
+inline void add_pairs(Lanes (&acc)[M][N], const void* const* x, size_t k, size_t some, W row) {
+#if defined(__AVX512BF16__)
+    if (some == moec::PAIRS)
+        return multiply<Paired, M, N>(acc, [&](size_t m) { return load(static_cast<const Half*>(x[m]) + k); }, row);
+    multiply<Paired, M, N>(acc, [&](size_t m) { return load_part(static_cast<const Half*>(x[m]) + k, some); }, row);
+#else
+    (void)some;  // what was laid has zeros at its end
+    multiply<Flushed, M, N>(acc, [&](size_t m) { return load(floats(x[m]) + k); },
+                            [&](size_t n) { return odd(row(n)); });
+    multiply<Flushed, M, N>(acc, [&](size_t m) { return load(floats(x[m]) + k + LANES); },
+                            [&](size_t n) { return even(row(n)); });
+#endif
+}
+
+// M tokens times N rows of bfloat16.
+template <size_t M, size_t N>
+inline void tile(const Half* w, size_t columns, const void* const* x, float* out, size_t step) {
+    Lanes acc[M][N];
+    clear<M, N>(acc);
+    const size_t whole = columns / moec::PAIRS * moec::PAIRS, rest = columns - whole;
+    for (size_t k = 0; k < whole; k += moec::PAIRS) {
+        fetch<M, N>(w + k, columns);
+        add_pairs<M, N>(acc, x, k, moec::PAIRS, [&](size_t n) { return load(w + n * columns + k); });
+    }
+    if (rest)
+        add_pairs<M, N>(acc, x, whole, rest, [&](size_t n) { return load_part(w + n * columns + whole, rest); });
     write_sums<M, N>(acc, out, step);
 }
 
 template <size_t M, class T>
-inline void tile_rows(const T* w, size_t rows, size_t columns, const float* const* x, float* out, size_t step) {
+inline void tile_rows(const T* w, size_t rows, size_t columns, const void* const* x, float* out, size_t step) {
     constexpr size_t N = rows_beside(M);
     size_t r = 0;
     for (; r + N <= rows; r += N) tile<M, N>(w + r * columns, columns, x, out + r, step);
@@ -115,11 +177,11 @@ inline void tile_rows(const T* w, size_t rows, size_t columns, const float* cons
 }
 
 template <class T>
-void products_dense(const T* w, const Matrix& m, size_t rows, const float* const* x, size_t tokens, float* out,
+void products_dense(const T* w, const Matrix& m, size_t rows, const void* const* x, size_t tokens, float* out,
                     size_t step) {
     for (size_t t = 0; t < tokens;) {
         const size_t count = tokens - t < MOST ? tokens - t : MOST;
-        const float* const* some = x + t;
+        const void* const* some = x + t;
         float* to = out + t * step;
         switch (count) {
             case 1: tile_rows<1>(w, rows, m.columns, some, to, step); break;
@@ -157,15 +219,12 @@ template <int BITS> struct Row {
 
 // M tokens times N rows of codes that follow each other.
 template <int BITS, size_t M, size_t N>
-inline void tile_codes(const Matrix& m, size_t row, const float* const* x, float* out, size_t step) {
+inline void tile_codes(const Matrix& m, size_t row, const void* const* x, float* out, size_t step) {
     constexpr size_t PLACES = 8 / BITS, CHUNK = LANES * PLACES;
     Row<BITS> rows[N];
     for (size_t n = 0; n < N; n++) rows[n] = Row<BITS>(m, row + n);
     Lanes acc[M][N];
-#pragma GCC unroll 8
-    for (size_t t = 0; t < M; t++)
-#pragma GCC unroll 8
-        for (size_t n = 0; n < N; n++) acc[t][n] = every(0.0f);
+    clear<M, N>(acc);
     const size_t ahead = N * m.row_bytes();
     for (size_t g = 0, k = 0; k < m.columns; g++) {
         Grid<BITS> grids[N];
@@ -177,8 +236,8 @@ inline void tile_codes(const Matrix& m, size_t row, const float* const* x, float
 #pragma GCC unroll 4
             for (size_t p = 0; p < PLACES; p++) {
                 const int bits = static_cast<int>(p) * BITS;
-                multiply<M, N>(acc, [&](size_t t) { return load(x[t] + k + p * LANES); },
-                               [&](size_t n) { return grids[n].of(p ? shifted(codes[n], bits) : codes[n]); });
+                multiply<Fused, M, N>(acc, [&](size_t t) { return load(floats(x[t]) + k + p * LANES); },
+                                      [&](size_t n) { return grids[n].of(p ? shifted(codes[n], bits) : codes[n]); });
             }
         }
     }
@@ -186,7 +245,7 @@ inline void tile_codes(const Matrix& m, size_t row, const float* const* x, float
 }
 
 template <int BITS, size_t M>
-inline void direct(const Matrix& m, size_t row, size_t rows, const float* const* x, float* out, size_t step) {
+inline void direct(const Matrix& m, size_t row, size_t rows, const void* const* x, float* out, size_t step) {
     constexpr size_t N = M == 1 ? 8 : 4;
     size_t r = 0;
     for (; r + N <= rows; r += N) tile_codes<BITS, M, N>(m, row + r, x, out + r, step);
@@ -207,7 +266,7 @@ template <int BITS> inline void unpack(const Matrix& m, size_t row, float* out) 
 }
 
 template <int BITS>
-void products_codes(const Matrix& m, size_t row, size_t rows, const float* const* x, size_t tokens, float* out,
+void products_codes(const Matrix& m, size_t row, size_t rows, const void* const* x, size_t tokens, float* out,
                     size_t step, float* unpacked) {
     if (tokens == 1) return direct<BITS, 1>(m, row, rows, x, out, step);
     if (tokens == 2) return direct<BITS, 2>(m, row, rows, x, out, step);
@@ -219,15 +278,22 @@ void products_codes(const Matrix& m, size_t row, size_t rows, const float* const
     }
 }
 
-void products(const Matrix& m, size_t expert, size_t first, size_t rows, const float* const* x, size_t tokens,
+__attribute__((noinline)) void products_half(const Matrix& m, size_t row, size_t rows, const void* const* x,
+                                             size_t tokens, float* out, size_t step) {
+    products_dense(static_cast<const Half*>(m.data) + row * m.columns, m, rows, x, tokens, out, step);
+}
+
+void products(const Matrix& m, size_t expert, size_t first, size_t rows, const void* const* x, size_t tokens,
               float* out, size_t step, float* unpacked) {
     const size_t row = expert * m.rows + first;
     switch (m.bits) {
         case 8: return products_codes<8>(m, row, rows, x, tokens, out, step, unpacked);
         case 4: return products_codes<4>(m, row, rows, x, tokens, out, step, unpacked);
         case 2: return products_codes<2>(m, row, rows, x, tokens, out, step, unpacked);
-        case 16:
-            return products_dense(static_cast<const Half*>(m.data) + row * m.columns, m, rows, x, tokens, out, step);
+        case 16: {
+            const Flushing flushing;
+            return products_half(m, row, rows, x, tokens, out, step);
+        }
         default:
             return products_dense(static_cast<const float*>(m.data) + row * m.columns, m, rows, x, tokens, out, step);
     }

@@ -44,8 +44,8 @@ def experts(
         expert = dense_expert(w_in, w_out, b_in, b_out, activation)
         return experts_reference(x, ids, weights, expert, w_in.shape[0], before)
     warn_where_alone()
-    rows, chosen, scale = x.float().contiguous(), ids.contiguous(), weights.float().contiguous()
-    y = torch.empty_like(rows)
+    rows, chosen, scale = x.contiguous(), ids.contiguous(), weights.float().contiguous()
+    y = torch.empty(x.shape, dtype=torch.float32)
     block = BlockStructure(
         rows.data_ptr(), chosen.data_ptr(), scale.data_ptr(), y.data_ptr(), ids[..., 0].numel(), ids.shape[-1],
         w_in.shape[0], x.shape[-1], w_out.shape[2], _matrix(w_in, b_in), _matrix(w_out, b_out),
