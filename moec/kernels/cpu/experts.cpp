@@ -15,6 +15,8 @@ constexpr size_t MOST_BYTES = 256 << 10;  // of weights, a piece of work: it sta
 constexpr size_t LEAST_BYTES = 32 << 10;
 constexpr size_t PIECES = 64;             // in which a call's weights are cut where there are few
 constexpr size_t MOST_ROWS = 128;         // of a piece
+constexpr size_t MANY = 32;               // tokens an expert, on average
+constexpr size_t MOST_OUTPUTS = 64;       // rows of a piece of the second region then
 constexpr size_t KEPT_BYTES = 64 << 20;   // of scratch memory between calls
 
 // Scratch memory that layers use one after the other: new pages for every call would cost more than the call. Nobody
@@ -159,7 +161,11 @@ void cut(Call& call) {
     // the longest first, so that no thread is left alone with one
     std::stable_sort(call.pieces.begin(), call.pieces.end(),
                      [&](const Piece& p, const Piece& q) { return call.count(p.expert) > call.count(q.expert); });
+    // Where an expert has many tokens, what they read and write passes once for each piece, so pieces are larger.
+    const bool many = call.choices.size() >= MANY * busy;
+    const size_t least = std::min<size_t>(MOST_OUTPUTS, b.hidden / 16 / 8 * 8);
     call.out_rows = rows_of_piece(b.out.row_bytes() * std::min<size_t>(busy, 8), out_bytes * b.hidden, 8);
+    if (many) call.out_rows = std::max(call.out_rows, std::min(least, MOST_BYTES / b.out.row_bytes() / 8 * 8));
 }
 
 std::unique_ptr<float[]> room_to_unpack(const Matrix& m, size_t tokens) {

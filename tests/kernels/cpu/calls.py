@@ -76,7 +76,9 @@ def run(
     reversed_: bool = False,
     place: Place = lambda tensor: tensor.contiguous(),
 ) -> Tensor:
-    """What the kernel makes of tokens `[T, H]`, rounded to bfloat16 where the matrices are. Raises ValueError with what it says."""
+    """What the kernel makes of tokens `[T, H]`, rounded to bfloat16 where the matrices are.
+
+    Raises ValueError with what it says."""
     given = x.bfloat16() if mixture.first.bits == 16 else x
     held = [place(t) for t in (given, ids, weights, torch.full_like(x, 7.0))]
     matrices = [_matrix(stack, place, held) for stack in (mixture.first, mixture.second)]
