@@ -6,9 +6,9 @@
 
 namespace moec {
 
-// A stack of matrices [experts, rows, columns]: float32; bfloat16, whose rows are multiplied with rows in bfloat16, pair
-// by pair; or codes of `bits` bits with a scale for each `group` of columns. Element k of a row of codes stands in
-// byte k / (8 / bits), the first in the lowest bits; its value is (code - zero) * scale, rounded once.
+// A stack of matrices [experts, rows, columns]: float32; bfloat16, whose rows are multiplied with rows in bfloat16, a
+// pair of columns a step; or codes of `bits` bits with a scale for each `group` of columns. Element k of a row of codes
+// stands in byte k / (8 / bits), the first in the lowest bits; its value is (code - zero) * scale, rounded once.
 struct Matrix {
     const void* data;
     const float* scale;   // [experts, rows, columns / group], or null where there are no codes
