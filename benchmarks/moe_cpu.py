@@ -2,7 +2,7 @@
 memory's speed.
 
 usage: python benchmarks/moe_cpu.py [--case A B] [--tokens 1 4 16 128 1024] [--seconds 20] [--sittings 2] [--patience 1]
-[--json] [--save]
+[--json] [--save [NAME]]
 
 Two blocks, SwiGLU in float32, random weights: A is Mixtral's (hidden 1024, 8 experts of 2048, top-2), B is Qwen3-MoE's
 (hidden 1024, 64 experts of 512, top-8). Each stands in a one-layer model of transformers whose attention is one head of
@@ -240,7 +240,9 @@ def main() -> None:
         help="on a shared machine: seconds to wait, before each run, for others to be idle",
     )
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/moe_cpu.json and .md")
+    parser.add_argument(
+        "--save", nargs="?", const="moe_cpu", metavar="NAME", help=f"write {RESULTS.name}/NAME.json and .md"
+    )
     options = parser.parse_args()
     report: dict[str, Any] = {**environment(), "rows": []}
     flush = flusher()
@@ -256,8 +258,8 @@ def main() -> None:
                 person.close()
         report["rows"] += [row for tokens in options.tokens for row in rows_of(name, tokens, joined(found[tokens]))]
     if options.save:
-        RESULTS.joinpath("moe_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
-        RESULTS.joinpath("moe_cpu.md").write_text(table(report) + "\n")
+        RESULTS.joinpath(f"{options.save}.json").write_text(json.dumps(report, indent=1) + "\n")
+        RESULTS.joinpath(f"{options.save}.md").write_text(table(report) + "\n")
     print(json.dumps(report) if options.json else table(report))
 
 
