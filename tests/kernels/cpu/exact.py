@@ -9,6 +9,8 @@ from tests.kernels.cpu.calls import Mixture
 
 STEP = 1e-6  # what rounding in float32 may do to a number before the second product, of its magnitude
 
+LEAST = 2.0**-126  # what is smaller counts as zero in products of bfloat16
+
 
 def expected(block: Mixture, x: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The result in float64, with the roundings to bfloat16 that the kernels do, and two measures of its rounding.
@@ -16,7 +18,7 @@ def expected(block: Mixture, x: Tensor, ids: Tensor, weights: Tensor) -> tuple[T
     Returns:
         The result `[T, H]`; for each token the magnitude that its rounding is measured by (no bound, but what the norms
         of rows and matrices make of it) `[T]`; and `[T, H]` what numbers between the products may add that lie so near
-        the middle of two of bfloat16 that they may become either.
+        the middle of two of bfloat16 that they may become either, and what is flushed to zero.
     """
     w_in, w_out, b_in, b_out = block.wide
     assert w_in is not None and w_out is not None
@@ -40,6 +42,8 @@ def expected(block: Mixture, x: Tensor, ids: Tensor, weights: Tensor) -> tuple[T
             near = STEP * (inside * slope).unsqueeze(1)
             slack[at] += (outside * (halved(between + near) - halved(between - near))).abs() @ w_out[e].abs().T
             between = halved(between)
+            lost = x.shape[1] * slope.unsqueeze(1) * w_out[e].abs().sum(1) + w_out.shape[2]  # steps that are flushed
+            slack[at] += LEAST * outside.abs() * lost
         found = between @ w_out[e].T + (0 if b_out is None else b_out[e])
         y[at] += outside * found
         through = w_out[e].norm(dim=1).max() * inside * slope * w_out.shape[2] ** 0.5
