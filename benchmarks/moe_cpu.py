@@ -2,7 +2,7 @@
 memory's speed.
 
 usage: python benchmarks/moe_cpu.py [--case A B] [--tokens 1 4 16 128 1024] [--seconds 20] [--sittings 2] [--patience 1]
-[--json] [--save]
+[--processor-time] [--json] [--save [NAME]]
 
 Two blocks, SwiGLU in float32, random weights: A is Mixtral's (hidden 1024, 8 experts of 2048, top-2), B is Qwen3-MoE's
 (hidden 1024, 64 experts of 512, top-8). Each stands in a one-layer model of transformers whose attention is one head of
@@ -52,8 +52,9 @@ GATHER_LIMIT_BYTES = 2 * 2**30  # batched_mm copies an expert's weights for ever
 
 
 # ---------------------------------------------------------------------- processes
-def worker(pipe: Any, who: str, case: Case) -> None:
+def worker(pipe: Any, who: str, case: Case, processor: bool) -> None:
     """Serve one contestant: (input, times) in, (median seconds of the call, output) out."""
+    clock = time.process_time if processor else time.perf_counter
     with (
         Path(os.devnull).open("w") as nowhere,
         redirect_stdout(nowhere),
@@ -66,20 +67,20 @@ def worker(pipe: Any, who: str, case: Case) -> None:
             run = prepare(given)
             pipe.send("set")
             pipe.recv()  # the caches are flushed now
-            start = time.perf_counter()
+            start = clock()
             output = run()
-            seconds = time.perf_counter() - start
+            seconds = clock() - start
             pipe.send((seconds, None if who == "read" else output))
 
 
 class Contestant:
     """A process that runs one implementation of one case."""
 
-    def __init__(self, who: str, case: Case, patience: float = 0.0) -> None:
+    def __init__(self, who: str, case: Case, patience: float = 0.0, processor: bool = False) -> None:
         self.patience = patience
         context = multiprocessing.get_context("spawn")
         self.who, (self.pipe, other) = who, context.Pipe()
-        self.process = context.Process(target=worker, args=(other, who, case), daemon=True)
+        self.process = context.Process(target=worker, args=(other, who, case, processor), daemon=True)
         self.process.start()
         other.close()  # ours: a worker that dies ends the run instead of hanging it
         self.pipe.recv()
@@ -215,8 +216,9 @@ def table(report: dict[str, Any]) -> str:
         "| experts chosen | " + " | ".join(f"{value[c, 'experts chosen', 'experts']:.1f}" for c in cases) + " |"
     )
     machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+    clock = machine.get("clock", "time")
     return "\n".join(
-        [f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}", "", *lines]
+        [f"{machine['cpu']}, {machine['cores']} cores, {clock}, load {machine['load'][0]:.1f}; {versions}", "", *lines]
     )
 
 
@@ -239,16 +241,24 @@ def main() -> None:
         default=0.0,
         help="on a shared machine: seconds to wait, before each run, for others to be idle",
     )
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="count the process's own time, of all of its threads: for one thread on a core that others use too",
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/moe_cpu.json and .md")
+    parser.add_argument(
+        "--save", nargs="?", const="moe_cpu", metavar="NAME", help=f"write {RESULTS.name}/NAME.json and .md"
+    )
     options = parser.parse_args()
     report: dict[str, Any] = {**environment(), "rows": []}
+    report["machine"]["clock"] = "processor time" if options.processor_time else "time"
     flush = flusher()
     for name in options.case:
         wanted = [who for who in CONTESTANTS if who in (*options.only, *OURS, "read", "reference")]
         found: dict[int, list[dict[str, Any]]] = {tokens: [] for tokens in options.tokens}
         for order in [wanted, wanted[::-1]] * (options.sittings // 2) + [wanted] * (options.sittings % 2):
-            people = {who: Contestant(who, CASES[name], options.patience) for who in order}
+            people = {who: Contestant(who, CASES[name], options.patience, options.processor_time) for who in order}
             for tokens in options.tokens:
                 found[tokens].append(measure(CASES[name], tokens, people, flush, options.seconds / options.sittings))
                 print(f"{name} {CASES[name].title}, {tokens} tokens: done", file=sys.stderr)
@@ -256,8 +266,8 @@ def main() -> None:
                 person.close()
         report["rows"] += [row for tokens in options.tokens for row in rows_of(name, tokens, joined(found[tokens]))]
     if options.save:
-        RESULTS.joinpath("moe_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
-        RESULTS.joinpath("moe_cpu.md").write_text(table(report) + "\n")
+        RESULTS.joinpath(f"{options.save}.json").write_text(json.dumps(report, indent=1) + "\n")
+        RESULTS.joinpath(f"{options.save}.md").write_text(table(report) + "\n")
     print(json.dumps(report) if options.json else table(report))
 
 

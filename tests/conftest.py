@@ -96,7 +96,7 @@ def cpu_kernels_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     if os.environ.get(PLACE):
         return require_library()
-    if compiler() is None:
+    if not compiler():
         pytest.skip("needs a C++ compiler")
     base = tmp_path_factory.getbasetemp()
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

@@ -97,6 +97,8 @@ THROUGH = {
     "moec/quantization/expert_step.py": "tests/quantization/test_sequential.py",
     "moec/version.py": "tests/cli/test_cli.py",
     "moec/kernels/cpu/structures.py": "tests/kernels/cpu/test_experts.py",
+    "moec/kernels/cpu/team.py": "tests/kernels/cpu/test_pytorch.py",
+    "moec/huggingface/accelerated_weights.py": "tests/huggingface/test_accelerate_on_cpu.py",
     "backends/onnxruntime/backend.py": "tests/backends/test_conformance.py",
 }
 

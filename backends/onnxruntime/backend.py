@@ -239,10 +239,13 @@ def usable_providers() -> list[str]:
 
 
 def _unmade(lacks: str) -> tuple[str, ...]:
-    """For `Probe.lacking`: that moec's own kernels are not compiled, where it is so."""
+    """For `Probe.lacking`: that moec's own kernels are not compiled, or have one of PyTorch's threads alone."""
     from moec.kernels.cpu.library import way_out
+    from moec.kernels.cpu.team import why_alone
 
-    return (f"kernels=moec: {lacks} ({way_out()})",) if lacks else ()
+    if lacks:
+        return (f"kernels=moec: {lacks} ({way_out()})",)
+    return (f"threads for moec.accelerate on a CPU: {alone}",) if (alone := why_alone()) else ()
 
 
 def _metadata(folder: Path) -> Mapping[str, str]:

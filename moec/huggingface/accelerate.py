@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from moec.errors import MoecError
+from moec.huggingface.accelerated_weights import arrange, lay_rows
 from moec.huggingface.operators.experts import in_interface, refuse
-from moec.huggingface.operators.gate import Gate, canonical, identify, stored
+from moec.huggingface.operators.gate import Gate, identify
 from moec.kernels.checks import DTYPES, check_ids
 from moec.kernels.cpu.pytorch import DTYPES as DTYPES_ON_CPU
 from moec.kernels.cpu.structures import require_that_opens
+from moec.kernels.cpu.team import warn_where_alone
 from moec.kernels.starting import interpreting
 
 IMPLEMENTATION = "moec-kernels"
@@ -28,8 +31,14 @@ def accelerate(model: _Model, *, check: bool = False, tune: float = 0.0) -> _Mod
     The model stays what it was: it can be called, compiled, exported, captured in a CUDA graph (after a first call, in
     which the kernels are compiled), trained (the backward is a plain one) and saved. Weights are not copied. Those of
     gpt-oss, whose rows are interleaved, are put in order, one block after the other: its `state_dict` still shows them
-    as they were, but it cannot go back to another experts implementation. On a CPU matrices that lie transposed are
-    turned in memory, too, and keep their shapes.
+    as they were and `load_state_dict` takes them so, but it cannot go back to another experts implementation. On a CPU
+    matrices that lie transposed are turned in memory, too, and keep their shapes.
+
+    On a CPU the model may change its dtype and be moved afterwards. What the kernels for CPUs do not take (float16,
+    float64, rows that no longer lie in one piece, weights that came back from CUDA) is computed right, in plain PyTorch
+    and slowly, and a RuntimeWarning says so; so does one where PyTorch's threads cannot be used (a build without
+    OpenMP, a forked process). Tokens and matrices of different dtypes are refused (M212), as eager PyTorch does; a
+    router's weights may be in another, and so may tokens under `torch.autocast`, which does not round the experts.
 
     Args:
         model: a `PreTrainedModel` on CUDA, in float16, bfloat16 or float32; or on the CPU, in bfloat16
@@ -66,10 +75,12 @@ def accelerate(model: _Model, *, check: bool = False, tune: float = 0.0) -> _Mod
         _check(path, module, on_cpu)
     if on_cpu:
         require_that_opens("moec.accelerate")
+        warn_where_alone()
     for path, module in found.items():
-        _arrange(path, module, gates[path], check)
+        arrange(module, gates[path])
+        module._moec_check = check
         if on_cpu:
-            _lay_rows(module)
+            lay_rows(module)
         module._moec_on_cpu = on_cpu
     _register()
     interface: Any = model
@@ -146,50 +157,12 @@ def _check(path: str, module: nn.Module, on_cpu: bool) -> None:
             raise MoecError(
                 "M212", f"the parameter is {parameter.dtype}, which the kernels don't take", f"{path}.{name}", fix
             )
+    kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}
+    if on_cpu and len(kinds) > 1:
+        what = f"the parameters are {' and '.join(sorted(kinds))}, which eager PyTorch does not multiply either"
+        raise MoecError("M212", what, path, "bring them to one dtype: model.to(torch.bfloat16)")
     if not on_cpu and find_spec("triton") is None:
         raise MoecError("M301", "Triton is not installed", "moec.accelerate", "pip install moec[triton]")
-
-
-def _arrange(path: str, module: Any, gate: Gate, check: bool) -> None:
-    """Say the rule, and bring interleaved rows into order, once."""
-    if hasattr(module, "_moec_gate"):
-        module._moec_check = check
-        return
-    first = "gate_up_proj" if module.has_gate else "up_proj"
-    if gate.order != "gate_up":
-        for name in (first, f"{first}_bias") if module.has_bias else (first,):
-            parameter = getattr(module, name)
-            dim = 2 if parameter.dim() == 3 and module.is_transposed else 1
-            parameter.data = canonical(parameter.data, gate.order, dim)
-        module.register_state_dict_post_hook(_as_stored)
-        module._moec_rearranged = True
-    module._moec_gate, module._moec_first, module._moec_check = gate, first, check
-
-
-def _lay_rows(module: Any) -> None:
-    """Let each row of the matrices lie in one piece, as the kernels for CPUs read it; shapes stay what they are."""
-    for name in (module._moec_first, "down_proj") if module.is_transposed else ():
-        parameter = getattr(module, name)
-        if not parameter.mT.is_contiguous():
-            parameter.data = parameter.data.mT.contiguous().mT
-    if module.is_transposed and not hasattr(module, "_moec_turned"):
-        module._moec_turned = module.register_state_dict_post_hook(_as_dense)
-
-
-def _as_dense(module: Any, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    """What safetensors takes: elements in the order of their indices."""
-    for name in (module._moec_first, "down_proj"):
-        if (value := state.get(prefix + name)) is not None:
-            state[prefix + name] = value.contiguous()
-
-
-def _as_stored(module: Any, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    """What a checkpoint must hold: rows in the order that the architecture has."""
-    first = module._moec_first
-    for name in (first, f"{first}_bias"):
-        if (value := state.get(prefix + name)) is not None:
-            dim = 2 if value.dim() == 3 and module.is_transposed else 1
-            state[prefix + name] = stored(value, module._moec_gate.order, dim)
 
 
 def _operands(self: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -216,8 +189,14 @@ def _forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weight
     ):
         check_ids(ids, w_in.shape[0])
     rule = self._moec_gate.activation.arguments()
+    tokens, device = hidden_states, hidden_states.device.type
+    if torch.is_autocast_enabled(device):  # what came before may have been rounded, weights were not
+        tokens = tokens.to(w_in.dtype)
     # what is exported may run elsewhere
-    here = self._moec_on_cpu and hidden_states.device.type == "cpu" and not torch.compiler.is_exporting()
+    here = self._moec_on_cpu and device == "cpu" and not torch.compiler.is_exporting()
+    if device == "cpu" and not (here or interpreting() or torch.compiler.is_compiling()):
+        why = "this model was accelerated on another device; call moec.accelerate(model) again"
+        warnings.warn(f"experts run in plain PyTorch, slowly: {why}", RuntimeWarning, stacklevel=2)
     operator = torch.ops.moec.experts_on_cpu if here else torch.ops.moec.experts
-    result: Tensor = operator(hidden_states, ids, top_k_weights, w_in, w_out, bias_in, bias_out, **rule)
-    return result
+    result: Tensor = operator(tokens, ids, top_k_weights, w_in, w_out, bias_in, bias_out, **rule)
+    return result.to(hidden_states.dtype)

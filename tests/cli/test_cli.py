@@ -207,6 +207,16 @@ def test_doctor(cli: Cli) -> None:
     assert all(phrase in cli("doctor") for phrase in lacking) and ("libcudnn" in str(lacking)) == (not cudnn())
 
 
+def test_doctor_says_where_the_kernels_have_one_thread(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moec.kernels.cpu import library, team
+
+    monkeypatch.setattr(library, "why_not", lambda: "")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert "moec.accelerate on a CPU" not in cli("doctor")
+    monkeypatch.setattr(team, "_of_openmp", lambda: None)
+    assert "threads for moec.accelerate on a CPU: this PyTorch is not built with OpenMP" in cli("doctor")
+
+
 def cudnn() -> bool:
     """Whether there is one here."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import moec
 from moec.errors import MoecError
-from moec.kernels.cpu import pytorch
+from moec.kernels.cpu import pytorch, team
 from moec.kernels.cpu.building import stamp
 from tests import zoo
 from tests.huggingface.test_accelerate import IDS, MODELS, OTHER, experts_in
@@ -86,6 +87,80 @@ def test_it_stays_saveable_and_loadable(name: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path, experts_implementation="eager")
     assert torch.equal(logits(again, IDS), logits(untouched, IDS))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_other_weights_can_be_loaded_into_it(name: str, assign: bool) -> None:
+    _, model = pair(name)
+    other = deepcopy(zoo.build(name))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.25)
+    other.set_experts_implementation("eager")
+    state = {k: v.clone() for k, v in other.state_dict().items()}
+    assert error(logits(model, IDS), logits(other, IDS)) > 1e3 * LIMIT
+    model.load_state_dict(state, assign=assign)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the kernels read what was loaded
+        assert error(logits(model, IDS), logits(other, IDS)) < LIMIT
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_another_dtype_is_right_and_what_is_slow_says_so(name: str) -> None:
+    untouched, model = pair(name)
+    want = logits(untouched, IDS)
+    with pytest.warns(RuntimeWarning, match="float64; moec's kernels take bfloat16 or float32"):
+        assert error(logits(model.double(), IDS).float(), want) < LIMIT
+    with pytest.warns(RuntimeWarning, match="float16; moec's kernels"):
+        assert error(logits(model.half(), IDS).float(), want) < 0.01
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        untouched.half(), untouched.bfloat16()  # rounds the weights as often
+        assert error(logits(model.bfloat16(), IDS).float(), logits(untouched, IDS).float()) < 0.05
+        assert error(logits(model.float(), IDS), logits(untouched.float(), IDS)) < LIMIT
+
+
+def test_weights_that_were_moved_are_right_and_said_to_be_slow() -> None:
+    untouched, model = pair("qwen3_moe")
+    blocks, want = [m for m in model.modules() if hasattr(m, "_moec_gate")], logits(untouched, IDS)
+    for block in blocks:
+        block.down_proj.data = block.down_proj.data.mT.contiguous().mT
+    with pytest.warns(RuntimeWarning, match="call moec.accelerate\\(model\\) again"):
+        assert error(logits(model, IDS), want) < LIMIT
+    for block in blocks:
+        block._moec_on_cpu = False  # as after a way back from CUDA
+    with pytest.warns(RuntimeWarning, match="another device; call moec.accelerate\\(model\\) again"):
+        assert error(logits(model, IDS), want) < LIMIT
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert error(logits(moec.accelerate(model), IDS), want) < LIMIT
+
+
+def test_a_router_in_float32_beside_experts_in_bfloat16_is_what_eager_computes() -> None:
+    untouched, model = (m.bfloat16() for m in pair("qwen3_moe"))
+    own, other = (next(m for m in one.modules() if hasattr(m, "down_proj")) for one in (model, untouched))
+    x, ids, weights = torch.randn(40, 32).bfloat16(), torch.randint(0, 4, (40, 2)), torch.rand(40, 2)
+    with torch.no_grad():
+        found, want = own(x, ids, weights), other(x, ids, weights)
+        assert found.dtype == want.dtype == torch.bfloat16 and error(found.float(), want.float()) < 2**-7
+        assert error(own(x, ids, weights.flip(0)).float(), want.float()) > 0.1
+        own.float(), other.float()
+        with pytest.raises(RuntimeError, match="dtype"):
+            other(x, ids, weights)
+        with pytest.raises(MoecError, match="w_in is torch\\.float32 on cpu"):
+            own(x, ids, weights)
+        with torch.autocast("cpu", torch.bfloat16):  # what eager computes is rounded more
+            found, want = own(x, ids, weights), other(x, ids, weights)
+        assert found.dtype == want.dtype == torch.bfloat16 and error(found.float(), want.float()) < 2**-6
+
+
+def test_where_pytorch_has_no_openmp_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "_of_openmp", lambda: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    with pytest.warns(RuntimeWarning, match="not built with OpenMP"):
+        moec.accelerate(zoo.build("mixtral"))
 
 
 def test_matrices_are_turned_in_memory_once_and_keep_their_shapes() -> None:
@@ -169,6 +244,9 @@ def test_refusals_change_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     before = model.config._experts_implementation
     assert refused(deepcopy(model).double()).fix == "load the model in bfloat16 or float32"
     assert refused(deepcopy(model).to("meta")).code == "M302"
+    mixed = deepcopy(model)
+    mixed.model.layers[1].mlp.experts.down_proj.data = mixed.model.layers[1].mlp.experts.down_proj.data.bfloat16()
+    assert "are bfloat16 and float32" in refused(mixed).what
     monkeypatch.setenv("MOEC_CPU_KERNELS", "/nowhere/libmoec_cpu.so")
     lacking = refused(model)
     assert lacking.code == "M301" and "no such file" in lacking.what and "moec.kernels.cpu.building" in lacking.fix

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -29,13 +30,20 @@ FLAGS = (
 )  # fmt: skip
 AVX2 = ("-mavx2", "-mfma")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+AVX512_BF16 = (*AVX512, "-mavx512bf16")
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g")
 
 
-def compiler() -> str | None:
-    """The C++ compiler: that of the environment's `CXX`, or the first of `c++`, `g++` and `clang++` that is here."""
-    wanted = os.environ.get("CXX")
-    return shutil.which(wanted) if wanted else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+def compiler() -> list[str]:
+    """The C++ compiler, a command and its arguments: that of the environment's `CXX`, which may be `ccache g++`, or the
+    first of `c++`, `g++` and `clang++` that is here. Empty where there is none."""
+    if named := os.environ.get("CXX", "").strip():
+        try:
+            wanted = [named] if shutil.which(named) else shlex.split(named)
+        except ValueError:  # a quote that does not end
+            return []
+        return wanted if shutil.which(wanted[0]) else []
+    return next(([found] for found in map(shutil.which, ("c++", "g++", "clang++")) if found), [])
 
 
 def units() -> list[tuple[str, str, tuple[str, ...]]]:
@@ -46,7 +54,7 @@ def units() -> list[tuple[str, str, tuple[str, ...]]]:
         return [*found, ("isa_plain", "isa.cpp", ("-O3",))]  # all that there is
     found += [("isa_plain", "isa.cpp", ("-O1",))]  # the reference; larger code would not make it fast
     found += [("isa_avx2", "isa.cpp", ("-O3", *AVX2)), ("isa_avx512", "isa.cpp", ("-O3", *AVX512))]
-    return found
+    return [*found, ("isa_avx512_bf16", "isa.cpp", ("-O3", *AVX512_BF16))]
 
 
 def stamp() -> str:
@@ -71,21 +79,21 @@ def build(out: Path, more: Sequence[str] = ()) -> Path:
         MoecError: M301 where there is no compiler, or it does not take the sources.
     """
     own = compiler()
-    if own is None:
+    if not own:
         raise MoecError("M301", "there is no C++ compiler", "moec.kernels.cpu", "install g++, or set CXX to another")
     said = (f'-DMOEC_SOURCES="{stamp()}"',)
     with tempfile.TemporaryDirectory(prefix="moec-kernels-") as work, ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda unit: _compile(own, Path(work), unit, (*said, *more)), units()))
         made = out.with_name(f".{out.name}.{os.getpid()}")
-        _run([own, "-shared", "-o", str(made), *map(str, objects), *more])
+        _run([*own, "-shared", "-o", str(made), *map(str, objects), *more])
     made.replace(out)
     return out
 
 
-def _compile(own: str, work: Path, unit: tuple[str, str, tuple[str, ...]], more: Sequence[str]) -> Path:
+def _compile(own: list[str], work: Path, unit: tuple[str, str, tuple[str, ...]], more: Sequence[str]) -> Path:
     name, source, flags = unit
     found = work / f"{name}.o"
-    _run([own, *FLAGS, *flags, *more, "-c", str(SOURCES / source), "-o", str(found)])
+    _run([*own, *FLAGS, *flags, *more, "-c", str(SOURCES / source), "-o", str(found)])
     return found
 
 

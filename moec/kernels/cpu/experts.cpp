@@ -15,19 +15,23 @@ constexpr size_t MOST_BYTES = 256 << 10;  // of weights, a piece of work: it sta
 constexpr size_t LEAST_BYTES = 32 << 10;
 constexpr size_t PIECES = 64;             // in which a call's weights are cut where there are few
 constexpr size_t MOST_ROWS = 128;         // of a piece
+constexpr size_t MANY = 32;               // tokens an expert, on average
+constexpr size_t MOST_OUTPUTS = 64;       // rows of a piece of the second region then
 constexpr size_t KEPT_BYTES = 64 << 20;   // of scratch memory between calls
 
-// Scratch memory that layers use one after the other: new pages for every call would cost more than the call.
+// Scratch memory that layers use one after the other: new pages for every call would cost more than the call. Nobody
+// waits for it: a process that was forked while another thread held the lock would wait for ever.
 class Scratch {
   public:
     explicit Scratch(size_t floats) {
-        std::lock_guard<std::mutex> lock(mutex_);
-        if (!kept_.empty()) memory_.swap(kept_.back()), kept_.pop_back();
+        if (std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock); lock && !kept_.empty())
+            memory_.swap(kept_.back()), kept_.pop_back();
         if (memory_.size() < floats) memory_.resize(floats);
     }
     ~Scratch() {
-        std::lock_guard<std::mutex> lock(mutex_);
-        if (memory_.size() * sizeof(float) <= KEPT_BYTES && kept_.size() < 4) kept_.push_back(std::move(memory_));
+        if (memory_.size() * sizeof(float) > KEPT_BYTES) return;
+        if (std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock); lock && kept_.size() < 4)
+            kept_.push_back(std::move(memory_));
     }
     float* data() { return memory_.data(); }
 
@@ -56,10 +60,11 @@ struct Call {
     const Isa& isa;
     std::vector<size_t> starts;       // of each expert's choices among the sorted ones, and their number
     std::vector<size_t> choices;      // sorted by expert: token * top_k + k; without those that are left out
-    std::vector<const float*> x;      // the row of each sorted choice
+    std::vector<const void*> x;       // the row of each sorted choice
     std::vector<size_t> busy;         // experts that some token chose
     std::vector<Piece> pieces;        // of the first region
-    float* hidden = nullptr;          // [choices, inner], in the order of the second matrix
+    char* hidden = nullptr;           // [choices, hidden_bytes], as products with the second matrix read it
+    size_t hidden_bytes = 0;          // of a row of `inner` numbers
     size_t out_rows = 0;              // of a piece of the second region
 
     size_t count(size_t e) const { return starts[e + 1] - starts[e]; }
@@ -85,34 +90,57 @@ const char* sort(Call& call) {
     return nullptr;
 }
 
-// The rows of x that products read: as they are, or scaled and in another order in `copies`.
-void place_rows(Call& call, float* copies) {
-    const Block& b = call.block;
-    const size_t chunk = b.in.chunk();
-    call.x.resize(call.choices.size());
-    for (size_t i = 0; i < call.choices.size(); i++) {
-        const size_t choice = call.choices[i], token = choice / b.top_k;
-        const float* row = b.x + token * b.hidden;
-        if (b.score_before) {
-            float* scaled = copies + i * b.hidden;
-            for (size_t k = 0; k < b.hidden; k++) scaled[k] = row[k] * b.weights[choice];
-            row = scaled;
-        }
-        call.x[i] = row;
+// Numbers of bfloat16 in float32.
+void widen(const void* from, float* to, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(from)[i]) << 16;
+        std::memcpy(to + i, &bits, sizeof(bits));
     }
-    if (chunk == 1) return;
-    float* to = copies + (b.score_before ? call.choices.size() * b.hidden : 0);
-    if (b.score_before) {
-        for (auto& row : call.x) permute(row, to, b.hidden, chunk), row = to, to += b.hidden;
-        return;
-    }
-    for (size_t t = 0; t < b.tokens; t++) permute(b.x + t * b.hidden, to + t * b.hidden, b.hidden, chunk);
-    for (size_t i = 0; i < call.choices.size(); i++) call.x[i] = to + call.choices[i] / b.top_k * b.hidden;
 }
 
-size_t copied_floats(const Block& b) {
+// Bytes of a row of n numbers that are multiplied with this matrix.
+size_t bytes_of_row(const Matrix& m, const Isa& isa, size_t n) {
+    if (!m.is_half()) return n * sizeof(float);
+    const size_t all = (n + PAIRS - 1) / PAIRS * PAIRS;
+    return all * (isa.pairs ? sizeof(uint16_t) : sizeof(float));
+}
+
+// Writes a row for products with this matrix: floats as they are, in the order of codes, or as bfloat16.
+void lay(const Matrix& m, const Isa& isa, const float* from, char* to, size_t n) {
+    if (m.is_half()) return isa.narrow(from, to, n);
+    if (m.chunk() == 1) return void(std::memcpy(to, from, n * sizeof(float)));
+    permute(from, reinterpret_cast<float*>(to), n, m.chunk());
+}
+
+// Whether products read the tokens where they lie.
+bool reads_tokens(const Block& b, const Isa& isa) {
+    return !b.score_before && (b.in.is_half() ? isa.pairs : b.in.chunk() == 1);
+}
+
+// The rows of x that products read: as they are, or scaled and in another order in `copies`.
+void place_rows(Call& call, char* copies) {
+    const Block& b = call.block;
+    const size_t row_bytes = b.hidden * (b.in.is_half() ? sizeof(uint16_t) : sizeof(float));
+    const size_t step = bytes_of_row(b.in, call.isa, b.hidden), n = b.score_before ? call.choices.size() : b.tokens;
+    const bool as_they_are = reads_tokens(b, call.isa);
+    const char* x = static_cast<const char*>(b.x);
+    std::vector<float> row(b.hidden);
+    for (size_t i = 0; i < n && !as_they_are; i++) {
+        const char* from = x + (b.score_before ? call.choices[i] / b.top_k : i) * row_bytes;
+        b.in.is_half() ? widen(from, row.data(), b.hidden) : void(std::memcpy(row.data(), from, row_bytes));
+        for (size_t k = 0; b.score_before && k < b.hidden; k++) row[k] *= b.weights[call.choices[i]];
+        lay(b.in, call.isa, row.data(), copies + i * step, b.hidden);
+    }
+    call.x.resize(call.choices.size());
+    for (size_t i = 0; i < call.choices.size(); i++) {
+        const size_t token = call.choices[i] / b.top_k;
+        call.x[i] = as_they_are ? x + token * row_bytes : copies + (b.score_before ? i : token) * step;
+    }
+}
+
+size_t copied_bytes(const Block& b, const Isa& isa) {
     const size_t rows = b.score_before ? b.tokens * b.top_k : b.tokens;
-    return b.hidden * ((b.score_before ? rows : 0) + (b.in.chunk() > 1 ? rows : 0));
+    return reads_tokens(b, isa) ? 0 : rows * bytes_of_row(b.in, isa, b.hidden);
 }
 
 // How many rows make a piece of work, in steps. row_bytes: of a row in all experts that a piece is of; all_bytes: of
@@ -125,7 +153,7 @@ size_t rows_of_piece(size_t row_bytes, size_t all_bytes, size_t step) {
 
 void cut(Call& call) {
     const Block& b = call.block;
-    const size_t busy = call.busy.size(), step = std::max<size_t>(16, b.out.chunk());
+    const size_t busy = call.busy.size(), step = b.out.is_half() ? PAIRS : std::max<size_t>(16, b.out.chunk());
     const size_t neuron_bytes = (b.activation.gated ? 2 : 1) * b.in.row_bytes(), out_bytes = b.out.row_bytes() * busy;
     const size_t rows = rows_of_piece(neuron_bytes, neuron_bytes * b.inner * busy, step);
     for (size_t e : call.busy)
@@ -133,7 +161,11 @@ void cut(Call& call) {
     // the longest first, so that no thread is left alone with one
     std::stable_sort(call.pieces.begin(), call.pieces.end(),
                      [&](const Piece& p, const Piece& q) { return call.count(p.expert) > call.count(q.expert); });
+    // Where an expert has many tokens, what they read and write passes once for each piece, so pieces are larger.
+    const bool many = call.choices.size() >= MANY * busy;
+    const size_t least = std::min<size_t>(MOST_OUTPUTS, b.hidden / 16 / 8 * 8);
     call.out_rows = rows_of_piece(b.out.row_bytes() * std::min<size_t>(busy, 8), out_bytes * b.hidden, 8);
+    if (many) call.out_rows = std::max(call.out_rows, std::min(least, MOST_BYTES / b.out.row_bytes() / 8 * 8));
 }
 
 std::unique_ptr<float[]> room_to_unpack(const Matrix& m, size_t tokens) {
@@ -144,11 +176,7 @@ std::unique_ptr<float[]> room_to_unpack(const Matrix& m, size_t tokens) {
 // The bias of some rows in float32, as it lies or widened in `place`; null where there is none.
 const float* bias_of(const Matrix& m, size_t row, size_t rows, float* place) {
     if (!m.bias || m.bits != 16) return m.bias ? static_cast<const float*>(m.bias) + row : nullptr;
-    const uint16_t* from = static_cast<const uint16_t*>(m.bias) + row;
-    for (size_t i = 0; i < rows; i++) {
-        const uint32_t bits = static_cast<uint32_t>(from[i]) << 16;
-        std::memcpy(place + i, &bits, sizeof(bits));
-    }
+    widen(static_cast<const uint16_t*>(m.bias) + row, place, rows);
     return place;
 }
 
@@ -161,7 +189,8 @@ void add_bias(const float* bias, float* rows, size_t tokens, size_t n) {
 void neurons(Call& call, size_t which) {
     const Block& b = call.block;
     const Piece& piece = call.pieces[which];
-    const size_t count = call.count(piece.expert), n = piece.rows, chunk = b.out.chunk();
+    const size_t count = call.count(piece.expert), n = piece.rows;
+    const bool plain = !b.out.is_half() && b.out.chunk() == 1;
     const auto unpacked = room_to_unpack(b.in, std::min(count, TOGETHER));
     const size_t row = piece.expert * b.in.rows + piece.first;
     alignas(64) float gate[TOGETHER * MOST_ROWS], up[TOGETHER * MOST_ROWS], active[MOST_ROWS], place[2][MOST_ROWS];
@@ -169,7 +198,7 @@ void neurons(Call& call, size_t which) {
     const float* up_bias = b.activation.gated ? bias_of(b.in, row + b.inner, n, place[1]) : nullptr;
     for (size_t done = 0; done < count; done += TOGETHER) {
         const size_t some = std::min(TOGETHER, count - done), at = call.starts[piece.expert] + done;
-        const float* const* x = call.x.data() + at;
+        const void* const* x = call.x.data() + at;
         call.isa.products(b.in, piece.expert, piece.first, n, x, some, gate, n, unpacked.get());
         add_bias(bias, gate, some, n);
         if (b.activation.gated) {
@@ -177,10 +206,10 @@ void neurons(Call& call, size_t which) {
             add_bias(up_bias, up, some, n);
         }
         for (size_t t = 0; t < some; t++) {
-            float* to = call.hidden + (at + t) * b.inner + piece.first;
+            char* to = call.hidden + (at + t) * call.hidden_bytes + bytes_of_row(b.out, call.isa, piece.first);
             const float* u = b.activation.gated ? up + t * n : nullptr;
-            call.isa.activate(b.activation, gate + t * n, u, chunk == 1 ? to : active, n);
-            if (chunk > 1) permute(active, to, n, chunk);
+            call.isa.activate(b.activation, gate + t * n, u, plain ? reinterpret_cast<float*>(to) : active, n);
+            if (!plain) lay(b.out, call.isa, active, to, n);
         }
     }
 }
@@ -191,14 +220,14 @@ void outputs(Call& call, size_t which) {
     const size_t first = which * call.out_rows, n = std::min(call.out_rows, b.hidden - first);
     std::unique_ptr<float[]> unpacked;
     alignas(64) float sums[TOGETHER * MOST_ROWS], place[MOST_ROWS];
-    const float* x[TOGETHER];
+    const void* x[TOGETHER];
     for (size_t t = 0; t < b.tokens; t++) std::fill_n(b.y + t * b.hidden + first, n, 0.0f);
     for (size_t e : call.busy) {
         const float* bias = bias_of(b.out, e * b.hidden + first, n, place);
         if (!unpacked) unpacked = room_to_unpack(b.out, std::min(call.count(e), TOGETHER));
         for (size_t done = 0; done < call.count(e); done += TOGETHER) {
             const size_t some = std::min(TOGETHER, call.count(e) - done), at = call.starts[e] + done;
-            for (size_t t = 0; t < some; t++) x[t] = call.hidden + (at + t) * b.inner;
+            for (size_t t = 0; t < some; t++) x[t] = call.hidden + (at + t) * call.hidden_bytes;
             call.isa.products(b.out, e, first, n, x, some, sums, n, unpacked.get());
             for (size_t t = 0; t < some; t++) {
                 const size_t choice = call.choices[at + t];
@@ -212,11 +241,14 @@ void outputs(Call& call, size_t which) {
 }  // namespace
 
 const char* run_experts(const Block& block, const Isa& isa, const Pool& pool) {
+    if (block.in.is_half() != block.out.is_half()) return "both matrices are in bfloat16, or none";
     Call call{block, isa, {}, {}, {}, {}, {}};
     if (const char* wrong = sort(call)) return wrong;
-    Scratch scratch(block.tokens * block.top_k * block.inner + copied_floats(block));
-    call.hidden = scratch.data();
-    place_rows(call, scratch.data() + block.tokens * block.top_k * block.inner);
+    call.hidden_bytes = bytes_of_row(block.out, isa, block.inner);
+    const size_t all_hidden = call.choices.size() * call.hidden_bytes;
+    Scratch scratch((all_hidden + copied_bytes(block, isa)) / sizeof(float));
+    call.hidden = reinterpret_cast<char*>(scratch.data());
+    place_rows(call, call.hidden + all_hidden);
     cut(call);
     pool.run(pool.context, [](void* c, size_t i) { neurons(*static_cast<Call*>(c), i); }, &call, call.pieces.size());
     const size_t count = block.tokens ? (block.hidden + call.out_rows - 1) / call.out_rows : 0;

@@ -103,6 +103,27 @@ void add_scaled(float* y, const float* x, const float* bias, float weight, size_
     }
 }
 
+uint16_t narrowed(float x) {  // to the nearest, ties to even; what is no number stays none
+    uint32_t bits = 0;
+    std::memcpy(&bits, &x, sizeof(bits));
+    const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+    return static_cast<uint16_t>((x == x ? rounded : bits | 0x400000u) >> 16);
+}
+
+void narrow(const float* x, void* out, size_t n) {
+#if defined(__AVX512BF16__)
+    uint16_t* to = static_cast<uint16_t*>(out);
+    for (size_t i = 0; i < n; i++) to[i] = narrowed(x[i]);
+#else
+    uint32_t* to = static_cast<uint32_t*>(out);
+    for (size_t k = 0; k < n; k += moec::PAIRS)
+        for (size_t i = 0; i < moec::PAIRS; i++) {
+            const size_t from = k + (i < LANES ? 2 * i + 1 : 2 * (i - LANES));
+            to[k + i] = from < n ? static_cast<uint32_t>(narrowed(x[from])) << 16 : 0u;
+        }
+#endif
+}
+
 void exponentials(const float* x, float* out, size_t n) {
     for (size_t i = 0; i < n; i += LANES) {
         const size_t some = n - i < LANES ? n - i : LANES;

@@ -4,12 +4,14 @@
 
 namespace moec {
 
-#if defined(__AVX512F__)
-extern const Isa isa_avx512 = {"avx512", products, activate, add_scaled, exponentials};
+#if defined(__AVX512BF16__)
+extern const Isa isa_avx512_bf16 = {"avx512_bf16", true, products, activate, add_scaled, exponentials, narrow};
+#elif defined(__AVX512F__)
+extern const Isa isa_avx512 = {"avx512", false, products, activate, add_scaled, exponentials, narrow};
 #elif defined(__AVX2__)
-extern const Isa isa_avx2 = {"avx2", products, activate, add_scaled, exponentials};
+extern const Isa isa_avx2 = {"avx2", false, products, activate, add_scaled, exponentials, narrow};
 #else
-extern const Isa isa_plain = {"plain", products, activate, add_scaled, exponentials};
+extern const Isa isa_plain = {"plain", false, products, activate, add_scaled, exponentials, narrow};
 #endif
 
 }  // namespace moec

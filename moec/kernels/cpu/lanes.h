@@ -10,6 +10,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <xmmintrin.h>
 #endif
 #include <cmath>
 #include <cstring>
@@ -18,7 +20,7 @@ namespace {
 
 constexpr size_t LANES = 16;
 
-// bfloat16: the upper half of a float32, which is what a load makes of it.
+// bfloat16: the upper half of a float32. Two that follow each other are a pair, of which a lane of 32 bits holds one.
 struct Half {
     uint16_t bits;
 };
@@ -36,11 +38,13 @@ inline Lanes every(float x) { return {_mm512_set1_ps(x)}; }
 inline Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline __mmask16 first(size_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 inline Lanes load_part(const float* p, size_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
-inline Lanes widened(__m256i halves) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
-}
-inline Lanes load(const Half* p) { return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-inline Lanes load_part(const Half* p, size_t n) { return widened(_mm256_maskz_loadu_epi16(first(n), p)); }
+struct Pairs {
+    __m512i v;
+};
+inline Pairs load(const Half* p) { return {_mm512_loadu_si512(p)}; }
+inline Pairs load_part(const Half* p, size_t n) { return {_mm512_maskz_loadu_epi16((1u << n) - 1u, p)}; }
+inline Lanes odd(Pairs a) { return {_mm512_castsi512_ps(_mm512_and_si512(a.v, _mm512_set1_epi32(-65536)))}; }
+inline Lanes even(Pairs a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16))}; }
 inline void store(float* p, Lanes a) { _mm512_storeu_ps(p, a.v); }
 inline void store_part(float* p, Lanes a, size_t n) { _mm512_mask_storeu_ps(p, first(n), a.v); }
 inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
@@ -110,18 +114,22 @@ inline __m256i first(size_t n) {
 inline Lanes load_part(const float* p, size_t n) {
     return {_mm256_maskload_ps(p, first(n)), n > 8 ? _mm256_maskload_ps(p + 8, first(n - 8)) : _mm256_setzero_ps()};
 }
-inline __m256 widened(__m128i halves) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+struct Pairs {
+    __m256i l, h;
+};
+inline Pairs load(const Half* p) {
+    const __m256i* both = reinterpret_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(both), _mm256_loadu_si256(both + 1)};
 }
-inline Lanes load(const Half* p) {
-    const __m128i* both = reinterpret_cast<const __m128i*>(p);
-    return {widened(_mm_loadu_si128(both)), widened(_mm_loadu_si128(both + 1))};
-}
-inline Lanes load_part(const Half* p, size_t n) {
-    Half all[LANES] = {};
+inline Pairs load_part(const Half* p, size_t n) {
+    Half all[2 * LANES] = {};
     std::memcpy(all, p, n * sizeof(Half));
     return load(all);
 }
+inline __m256 odd(__m256i a) { return _mm256_castsi256_ps(_mm256_and_si256(a, _mm256_set1_epi32(-65536))); }
+inline __m256 even(__m256i a) { return _mm256_castsi256_ps(_mm256_slli_epi32(a, 16)); }
+inline Lanes odd(Pairs a) { return {odd(a.l), odd(a.h)}; }
+inline Lanes even(Pairs a) { return {even(a.l), even(a.h)}; }
 inline void store(float* p, Lanes a) { _mm256_storeu_ps(p, a.l), _mm256_storeu_ps(p + 8, a.h); }
 inline void store_part(float* p, Lanes a, size_t n) {
     _mm256_maskstore_ps(p, first(n), a.l);
@@ -186,14 +194,23 @@ template <class F> inline Lanes each(F f) {
 inline Lanes every(float x) { return each([&](size_t) { return x; }); }
 inline Lanes load(const float* p) { return each([&](size_t i) { return p[i]; }); }
 inline Lanes load_part(const float* p, size_t n) { return each([&](size_t i) { return i < n ? p[i] : 0.0f; }); }
-inline Lanes load_part(const Half* p, size_t n) {
-    uint32_t bits[LANES] = {};
-    for (size_t i = 0; i < n; i++) bits[i] = static_cast<uint32_t>(p[i].bits) << 16;
-    Lanes found;
-    std::memcpy(found.v, bits, sizeof(bits));
+struct Pairs {
+    Half v[2 * LANES];
+};
+inline Pairs load_part(const Half* p, size_t n) {
+    Pairs found = {};
+    std::memcpy(found.v, p, n * sizeof(Half));
     return found;
 }
-inline Lanes load(const Half* p) { return load_part(p, LANES); }
+inline Pairs load(const Half* p) { return load_part(p, 2 * LANES); }
+inline float widened(Half a) {
+    const uint32_t bits = static_cast<uint32_t>(a.bits) << 16;
+    float found = 0.0f;
+    std::memcpy(&found, &bits, sizeof(found));
+    return found;
+}
+inline Lanes odd(Pairs a) { return each([&](size_t i) { return widened(a.v[2 * i + 1]); }); }
+inline Lanes even(Pairs a) { return each([&](size_t i) { return widened(a.v[2 * i]); }); }
 inline void store_part(float* p, Lanes a, size_t n) { std::memcpy(p, a.v, n * sizeof(float)); }
 inline void store(float* p, Lanes a) { store_part(p, a, LANES); }
 inline Lanes fma(Lanes a, Lanes b, Lanes c) { return each([&](size_t i) { return std::fma(a.v[i], b.v[i], c.v[i]); }); }
@@ -243,6 +260,26 @@ inline void sum4(const Lanes* a, float* out) {
     }
 }
 
+#endif
+
+// Products of bfloat16 are rounded as the instruction VDPBF16PS does: what is smaller than the least normal number
+// counts as zero, before and behind each operation. It is so while a `Flushing` lives; no function that computes may be
+// inlined where one begins. Elsewhere than on x86 only what goes into a fused multiply-add and comes out is flushed.
+#if defined(__SSE2__)
+struct Flushing {
+    unsigned before = _mm_getcsr();
+    Flushing() { _mm_setcsr(before | 0x8040u); }
+    ~Flushing() { _mm_setcsr(before); }
+};
+inline Lanes fma_flushed(Lanes a, Lanes b, Lanes c) { return fma(a, b, c); }
+#else
+struct Flushing {
+    Flushing() {}
+};
+inline float flushed(float x) { return std::fabs(x) < 1.17549435e-38f ? std::copysign(0.0f, x) : x; }
+inline Lanes fma_flushed(Lanes a, Lanes b, Lanes c) {
+    return each([&](size_t i) { return flushed(std::fma(flushed(a.v[i]), flushed(b.v[i]), c.v[i])); });
+}
 #endif
 
 inline Lanes nearest(Lanes x) {  // whole numbers, for |x| < 2^22

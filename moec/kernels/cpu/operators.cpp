@@ -150,7 +150,7 @@ struct Kernel {
         const Tensor x = read(api, context, 0), out = read(api, context, index + 4);
         require(x.rank >= 1 && x.type == ort::FLOAT, "tokens are float32");
         Block b{};
-        b.x = static_cast<const float*>(x.data);
+        b.x = x.data;
         b.tokens = x.rows(), b.hidden = x.last();
         b.in = matrix(api, context, index, b.hidden);
         b.experts = read(api, context, index).at(0);
@@ -216,8 +216,8 @@ void moe(const Kernel& kernel, KernelContext* context) {
     std::vector<float> weights(b.tokens * rule.top_k);
     Lent lent{kernel.api, context};
     const Pool pool = lent.pool();
-    choose({weight, static_cast<const float*>(selection_bias.data), rule}, b.x, b.tokens, *kernel.isa, pool, ids.data(),
-           weights.data());
+    choose({weight, static_cast<const float*>(selection_bias.data), rule}, static_cast<const float*>(b.x), b.tokens,
+           *kernel.isa, pool, ids.data(), weights.data());
     b.ids = ids.data(), b.weights = weights.data(), b.top_k = rule.top_k;
     kernel.run(b, pool);
 }

@@ -6,14 +6,15 @@
 namespace moec {
 
 const Isa* find_isa(const char* name) {
-    const Isa* here[3];
+    const Isa* here[4];
     size_t n = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        here[n++] = &isa_avx512;
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) here[n++] = &isa_avx512_bf16;
+    if (avx512) here[n++] = &isa_avx512;
     if (avx2) here[n++] = &isa_avx2;
 #endif
     here[n++] = &isa_plain;

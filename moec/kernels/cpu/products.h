@@ -1,143 +1,11 @@
-// Matrix rows times tokens. Every output is one dot product in one order, whoever computes it and beside what: a chain
-// of fused multiply-adds in each of 16 lanes, column k in lane k mod 16 (of codes: in the order of `Matrix::chunk`),
-// then the sum of the lanes. So no result hangs on how many tokens or rows are computed together.
+// Products with matrices of every format: codes, which become float32 in registers or once for many tokens, and what
+// tiles.h multiplies as it lies.
 #pragma once
 
-#include "block.h"
-#include "lanes.h"
+#include "tiles.h"
 
 namespace {
 
-using moec::Matrix;
-
-#if defined(__AVX512F__)
-constexpr size_t MOST = 6;  // tokens of a tile
-#elif defined(__AVX2__)
-constexpr size_t MOST = 3;
-#else
-constexpr size_t MOST = 2;
-#endif
-
-// How many rows go with M tokens in a tile: as many accumulators as there are registers for.
-constexpr size_t rows_beside(size_t m) {
-#if defined(__AVX512F__)
-    return m < 3 ? 8 : 4;  // 3 and more: 24 accumulators at most, and what is held
-#elif defined(__AVX2__)
-    return m == 1 ? 4 : 2;
-#else
-    return m == 0 ? 1 : 4;
-#endif
-}
-
-// Keeps a value in its register: a compiler would rather read it again for every use, and reads are what is scarce.
-inline void hold(Lanes& a) {
-#if defined(__AVX512F__)
-    asm("" : "+v"(a.v));
-#elif defined(__AVX2__)
-    asm("" : "+x"(a.l), "+x"(a.h));
-#else
-    (void)a;
-#endif
-}
-
-template <size_t M, size_t N> inline void write_sums(const Lanes (&acc)[M][N], float* out, size_t step) {
-#pragma GCC unroll 8
-    for (size_t m = 0; m < M; m++) {
-        if constexpr (N % 4 == 0) {
-#pragma GCC unroll 2
-            for (size_t n = 0; n < N; n += 4) sum4(&acc[m][n], out + m * step + n);
-        } else {
-            float all[4];
-            const Lanes four[4] = {acc[m][0], acc[m][N > 1 ? 1 : 0], acc[m][N > 2 ? 2 : 0], acc[m][0]};
-            sum4(four, all);
-            for (size_t n = 0; n < N; n++) out[m * step + n] = all[n];
-        }
-    }
-}
-
-// One step of M tokens times N rows; the fewer of both stay in registers, the others are read one by one. The two sides
-// are written out: one function for both, which takes the product as a lambda, was 7 to 14 % slower at one token.
-template <size_t M, size_t N, class T, class W> inline void multiply(Lanes (&acc)[M][N], T token, W row) {
-    if constexpr (M < N) {
-        Lanes x[M];
-#pragma GCC unroll 8
-        for (size_t m = 0; m < M; m++) hold(x[m] = token(m));
-#pragma GCC unroll 8
-        for (size_t n = 0; n < N; n++) {
-            Lanes w = row(n);
-            if (M > 1) hold(w);
-#pragma GCC unroll 8
-            for (size_t m = 0; m < M; m++) acc[m][n] = fma(w, x[m], acc[m][n]);
-        }
-    } else {
-        Lanes w[N];
-#pragma GCC unroll 8
-        for (size_t n = 0; n < N; n++) hold(w[n] = row(n));
-#pragma GCC unroll 8
-        for (size_t m = 0; m < M; m++) {
-            Lanes x = token(m);
-            if (N > 1) hold(x);
-#pragma GCC unroll 8
-            for (size_t n = 0; n < N; n++) acc[m][n] = fma(w[n], x, acc[m][n]);
-        }
-    }
-}
-
-// M tokens times N rows of float32 or bfloat16. What the next tile of rows starts with is fetched meanwhile.
-template <size_t M, size_t N, class T>
-inline void tile(const T* w, size_t columns, const float* const* x, float* out, size_t step) {
-    Lanes acc[M][N];
-#pragma GCC unroll 8
-    for (size_t m = 0; m < M; m++)
-#pragma GCC unroll 8
-        for (size_t n = 0; n < N; n++) acc[m][n] = every(0.0f);
-    const size_t whole = columns / LANES * LANES, rest = columns - whole, ahead = N * columns;
-    for (size_t k = 0; k < whole; k += LANES) {
-        if (M <= 6) {
-#pragma GCC unroll 8
-            for (size_t n = 0; n < N; n++) __builtin_prefetch(w + n * columns + k + ahead, 0, 2);
-        }
-        multiply<M, N>(acc, [&](size_t m) { return load(x[m] + k); },
-                       [&](size_t n) { return load(w + n * columns + k); });
-    }
-    if (rest)
-        multiply<M, N>(acc, [&](size_t m) { return load_part(x[m] + whole, rest); },
-                       [&](size_t n) { return load_part(w + n * columns + whole, rest); });
-    write_sums<M, N>(acc, out, step);
-}
-
-template <size_t M, class T>
-inline void tile_rows(const T* w, size_t rows, size_t columns, const float* const* x, float* out, size_t step) {
-    constexpr size_t N = rows_beside(M);
-    size_t r = 0;
-    for (; r + N <= rows; r += N) tile<M, N>(w + r * columns, columns, x, out + r, step);
-    for (; r < rows; r++) tile<M, 1>(w + r * columns, columns, x, out + r, step);
-}
-
-template <class T>
-void products_dense(const T* w, const Matrix& m, size_t rows, const float* const* x, size_t tokens, float* out,
-                    size_t step) {
-    for (size_t t = 0; t < tokens;) {
-        const size_t count = tokens - t < MOST ? tokens - t : MOST;
-        const float* const* some = x + t;
-        float* to = out + t * step;
-        switch (count) {
-            case 1: tile_rows<1>(w, rows, m.columns, some, to, step); break;
-            case 2: tile_rows<2>(w, rows, m.columns, some, to, step); break;
-#if defined(__AVX2__)
-            case 3: tile_rows<3>(w, rows, m.columns, some, to, step); break;
-#endif
-#if defined(__AVX512F__)
-            case 4: tile_rows<4>(w, rows, m.columns, some, to, step); break;
-            case 5: tile_rows<5>(w, rows, m.columns, some, to, step); break;
-            case 6: tile_rows<6>(w, rows, m.columns, some, to, step); break;
-#endif
-        }
-        t += count;
-    }
-}
-
-// ---------------------------------------------------------------------- codes
 template <int BITS> struct Row {
     const uint8_t* codes;
     const float* scale;
@@ -157,15 +25,12 @@ template <int BITS> struct Row {
 
 // M tokens times N rows of codes that follow each other.
 template <int BITS, size_t M, size_t N>
-inline void tile_codes(const Matrix& m, size_t row, const float* const* x, float* out, size_t step) {
+inline void tile_codes(const Matrix& m, size_t row, const void* const* x, float* out, size_t step) {
     constexpr size_t PLACES = 8 / BITS, CHUNK = LANES * PLACES;
     Row<BITS> rows[N];
     for (size_t n = 0; n < N; n++) rows[n] = Row<BITS>(m, row + n);
     Lanes acc[M][N];
-#pragma GCC unroll 8
-    for (size_t t = 0; t < M; t++)
-#pragma GCC unroll 8
-        for (size_t n = 0; n < N; n++) acc[t][n] = every(0.0f);
+    clear<M, N>(acc);
     const size_t ahead = N * m.row_bytes();
     for (size_t g = 0, k = 0; k < m.columns; g++) {
         Grid<BITS> grids[N];
@@ -177,8 +42,8 @@ inline void tile_codes(const Matrix& m, size_t row, const float* const* x, float
 #pragma GCC unroll 4
             for (size_t p = 0; p < PLACES; p++) {
                 const int bits = static_cast<int>(p) * BITS;
-                multiply<M, N>(acc, [&](size_t t) { return load(x[t] + k + p * LANES); },
-                               [&](size_t n) { return grids[n].of(p ? shifted(codes[n], bits) : codes[n]); });
+                multiply<Fused, M, N>(acc, [&](size_t t) { return load(floats(x[t]) + k + p * LANES); },
+                                      [&](size_t n) { return grids[n].of(p ? shifted(codes[n], bits) : codes[n]); });
             }
         }
     }
@@ -186,7 +51,7 @@ inline void tile_codes(const Matrix& m, size_t row, const float* const* x, float
 }
 
 template <int BITS, size_t M>
-inline void direct(const Matrix& m, size_t row, size_t rows, const float* const* x, float* out, size_t step) {
+inline void direct(const Matrix& m, size_t row, size_t rows, const void* const* x, float* out, size_t step) {
     constexpr size_t N = M == 1 ? 8 : 4;
     size_t r = 0;
     for (; r + N <= rows; r += N) tile_codes<BITS, M, N>(m, row + r, x, out + r, step);
@@ -207,7 +72,7 @@ template <int BITS> inline void unpack(const Matrix& m, size_t row, float* out) 
 }
 
 template <int BITS>
-void products_codes(const Matrix& m, size_t row, size_t rows, const float* const* x, size_t tokens, float* out,
+void products_codes(const Matrix& m, size_t row, size_t rows, const void* const* x, size_t tokens, float* out,
                     size_t step, float* unpacked) {
     if (tokens == 1) return direct<BITS, 1>(m, row, rows, x, out, step);
     if (tokens == 2) return direct<BITS, 2>(m, row, rows, x, out, step);
@@ -219,15 +84,22 @@ void products_codes(const Matrix& m, size_t row, size_t rows, const float* const
     }
 }
 
-void products(const Matrix& m, size_t expert, size_t first, size_t rows, const float* const* x, size_t tokens,
+__attribute__((noinline)) void products_half(const Matrix& m, size_t row, size_t rows, const void* const* x,
+                                             size_t tokens, float* out, size_t step) {
+    products_dense(static_cast<const Half*>(m.data) + row * m.columns, m, rows, x, tokens, out, step);
+}
+
+void products(const Matrix& m, size_t expert, size_t first, size_t rows, const void* const* x, size_t tokens,
               float* out, size_t step, float* unpacked) {
     const size_t row = expert * m.rows + first;
     switch (m.bits) {
         case 8: return products_codes<8>(m, row, rows, x, tokens, out, step, unpacked);
         case 4: return products_codes<4>(m, row, rows, x, tokens, out, step, unpacked);
         case 2: return products_codes<2>(m, row, rows, x, tokens, out, step, unpacked);
-        case 16:
-            return products_dense(static_cast<const Half*>(m.data) + row * m.columns, m, rows, x, tokens, out, step);
+        case 16: {
+            const Flushing flushing;
+            return products_half(m, row, rows, x, tokens, out, step);
+        }
         default:
             return products_dense(static_cast<const float*>(m.data) + row * m.columns, m, rows, x, tokens, out, step);
     }

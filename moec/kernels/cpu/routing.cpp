@@ -111,7 +111,7 @@ struct Call {
 
     void multiply(size_t token, size_t count, size_t first, size_t some) {
         const Matrix& m = router.weight;
-        const float* rows_of_x[FEW];
+        const void* rows_of_x[FEW];
         for (size_t t = 0; t < count; t++) rows_of_x[t] = x + (token + t) * m.columns;
         float* out = logits.data() + token * m.rows + first;
         isa.products(m, 0, first, some, rows_of_x, count, out, m.rows, nullptr);

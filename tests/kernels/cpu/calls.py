@@ -12,7 +12,7 @@ from torch import Tensor
 from moec.dialect import Activation, dequantize, pack
 from moec.kernels.cpu.structures import BlockStructure, MatrixStructure, activation_structure
 
-ISAS = ("plain", "avx2", "avx512")
+ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
 Place = Callable[[Tensor], Tensor]  # where a buffer lies in memory
 
 
@@ -76,8 +76,11 @@ def run(
     reversed_: bool = False,
     place: Place = lambda tensor: tensor.contiguous(),
 ) -> Tensor:
-    """What the kernel makes of tokens `[T, H]`. Raises ValueError with what it says."""
-    held = [place(t) for t in (x, ids, weights, torch.full_like(x, 7.0))]
+    """What the kernel makes of tokens `[T, H]`, rounded to bfloat16 where the matrices are.
+
+    Raises ValueError with what it says."""
+    given = x.bfloat16() if mixture.first.bits == 16 else x
+    held = [place(t) for t in (given, ids, weights, torch.full_like(x, 7.0))]
     matrices = [_matrix(stack, place, held) for stack in (mixture.first, mixture.second)]
     activation = activation_structure(mixture.activation)
     sizes = (*ids.shape, mixture.first.data.shape[0], x.shape[1], mixture.second.columns)

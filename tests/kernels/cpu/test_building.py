@@ -37,3 +37,23 @@ def test_a_compiler_that_fails_says_why_and_leaves_nothing(monkeypatch: pytest.M
     with pytest.raises(MoecError, match="the compiler failed"):
         building.build(tmp_path / "lib.so")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiler_may_have_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As `CXX="ccache g++"`, and with a path that has a space in it."""
+    if not (own := building.compiler()):
+        pytest.skip("needs a C++ compiler")
+    called = tmp_path / "my cache"
+    called.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/said"\nexec "$@"\n')
+    called.chmod(0o755)
+    monkeypatch.setenv("CXX", f"'{called}' {own[0]} -DNDEBUG")
+    assert building.compiler() == [str(called), own[0], "-DNDEBUG"]
+    monkeypatch.setattr(building, "units", lambda: [("processor", "processor.cpp", ("-DMOEC_TRIED", "-O0"))])
+    assert building.build(tmp_path / "lib.so").stat().st_size > 0
+    lines = (tmp_path / "said").read_text().splitlines()
+    assert len(lines) == 2 and all(line.startswith(f"{own[0]} -DNDEBUG") for line in lines)
+    monkeypatch.setenv("CXX", "no-such-cache g++")
+    assert building.compiler() == []
+    monkeypatch.setenv("CXX", "'unclosed")
+    with pytest.raises(MoecError, match="no C\\+\\+ compiler"):
+        building.build(tmp_path / "other.so")

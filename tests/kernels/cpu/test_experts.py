@@ -16,8 +16,10 @@ from moec.dialect import Activation
 from moec.kernels.cpu.structures import open_library
 from tests.backends.onnxruntime.blocks import ACTIVATIONS, choice, error, tokens
 from tests.kernels.cpu.calls import ISAS, Mixture, Stack, here, run
+from tests.kernels.cpu.exact import expected
 
 LIMIT = 3e-6  # of float32 sums of some hundred products, in standard deviations
+HALF_LIMIT = 3e-7  # of `expected`'s magnitude
 SIZES = [(32, 24), (17, 5), (1, 1), (48, 33), (130, 70)]  # hidden, inner
 ALL = [*ACTIVATIONS, Activation("silu", cap=0.8, up_cap=0.6), Activation("silu", alpha=1.5, up_cap=0.7)]
 
@@ -89,18 +91,48 @@ def test_every_size_on_every_instruction_set_bit_for_bit(
     assert all(torch.equal(found[0], other) for other in found)
 
 
+def far(found: Tensor, block: Mixture, x: Tensor, ids: Tensor, weights: Tensor) -> float:
+    """How far a result is from float64, in magnitudes of rounding."""
+    want, size, slack = expected(block, x, ids, weights)
+    return float((((found.double() - want).abs() - slack).amax(1) / size).max())
+
+
 @pytest.mark.parametrize("hidden, inner", [*SIZES, (256, 128)])
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 50, 200])
-def test_bfloat16_is_the_float32_that_it_stands_for_bit_for_bit(
-    library: ctypes.CDLL, hidden: int, inner: int, count: int
+@pytest.mark.parametrize("score_before", [False, True], ids=["", "score_before"])
+def test_bfloat16_is_summed_in_pairs_on_every_instruction_set_bit_for_bit(
+    library: ctypes.CDLL, hidden: int, inner: int, count: int, score_before: bool
 ) -> None:
-    block, given = mixture(hidden, inner, biases=True, bits=16), call(count, hidden)
+    block, given = mixture(hidden, inner, biases=True, bits=16, score_before=score_before), call(count, hidden)
+    found = [run(library, block, *given, isa=isa) for isa in here(library)]
+    assert all(torch.equal(found[0], other) for other in found)
+    assert far(found[0], block, *given) < HALF_LIMIT
     same = replace(block, first=widened(block.first), second=widened(block.second))
-    want = run(library, same, *given)
-    assert all(torch.equal(run(library, block, *given, isa=isa), want) for isa in here(library))
-    assert float((want - wanted(block, *given)).abs().max()) < LIMIT * 10
-    unrounded = run(library, mixture(hidden, inner, biases=True), *given)
-    assert float((unrounded - want).abs().max()) > LIMIT * 30
+    unrounded = run(library, same, given[0].bfloat16().float(), *given[1:])
+    want = expected(block, *given)[0].float()
+    assert (unrounded - want).norm() > 5 * max((found[0] - want).norm(), 1e-6 * want.norm()) or inner == 1
+
+
+def test_what_is_too_small_counts_as_zero_in_bfloat16(library: ctypes.CDLL) -> None:
+    """As VDPBF16PS does it: below 2^-126, before and behind each step. Sums that cancel to there too."""
+    rule = Activation("relu", gated=False)
+    block, (x, ids, weights) = mixture(130, 70, rule=rule, bits=16), call(60, 130)
+    scales = 10.0 ** torch.arange(-41.0, -35.0, 0.1)[:, None]
+    for small in (x * scales, torch.where(torch.arange(130) % 3 == 0, x * 1e-38, x * 1e-36)):
+        found = [run(library, block, small, ids, weights, isa=isa) for isa in here(library)]
+        assert all(torch.equal(found[0], other) for other in found)
+    assert not run(library, block, torch.full_like(x, 1e-39), ids, weights).any()
+    assert run(library, block, torch.full_like(x, 1e-36), ids, weights).any()
+    assert run(
+        library, mixture(130, 70, rule=rule), torch.full_like(x, 1e-39), ids, weights
+    ).any()  # float32 keeps them
+
+
+def test_both_matrices_are_in_bfloat16_or_none(library: ctypes.CDLL) -> None:
+    wide, half = mixture(), mixture(bits=16)
+    for block in (replace(wide, second=half.second), replace(half, second=wide.second)):
+        with pytest.raises(ValueError, match="both matrices are in bfloat16, or none"):
+            run(library, block, *call(3, 32))
 
 
 @pytest.mark.parametrize("zeros", [False, True], ids=["", "zeros"])
@@ -164,7 +196,7 @@ def test_a_choice_of_weight_zero_is_left_out_where_that_is_said(
     assert not run(library, leaving, x, ids, weights * 0).any()
 
 
-@pytest.mark.parametrize("bits", [32, 4])
+@pytest.mark.parametrize("bits", [32, 16, 4])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
 def test_what_is_no_number_stays_with_its_token(library: ctypes.CDLL, bits: int, value: float) -> None:
     block, (x, ids, weights) = mixture(128, 64, bits=bits), call(9, 128)
