@@ -13,6 +13,7 @@ import sys
 import tempfile
 from datetime import date
 from pathlib import Path
+from textwrap import shorten
 
 from tests.serving.engines import ROOT, SERVING, Refused, Serving
 from tests.serving.forms import FORMS, PROMPT, TOKENS, Form, text_of
@@ -33,7 +34,7 @@ def found(engine: Serving, form: Form) -> str:
         try:
             text = engine.write(theirs, PROMPT, TOKENS)
         except Refused as refusal:
-            return f'refused there: "{refusal}"'
+            return f'refused there: "{shorten(str(refusal), 60, placeholder=" …")}"'
         return "same text" if text == text_of(moec, ours) else "**another text**"
 
 
@@ -54,7 +55,11 @@ def main() -> None:
     options.add_argument("--write", action="store_true")
     options.add_argument("--only", default="")
     chosen = options.parse_args()
-    lines = [f"Run on {date.today()} by `make serving`.\n", "| engine | form | what came of it |", "|---|---|---|"]
+    lines = [
+        f"Run on {date.today()} by `python -m tests.serving.table`.\n",
+        "| engine | form | what came of it |",
+        "|---|---|---|",
+    ]
     lines += rows(chosen.only)
     if chosen.write:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
