@@ -34,7 +34,7 @@ def found(engine: Serving, form: Form) -> str:
         try:
             text = engine.write(theirs, PROMPT, TOKENS)
         except Refused as refusal:
-            return f'refused there: "{shorten(str(refusal), 60, placeholder=" …")}"'
+            return f'refused there: "{shorten(str(refusal), 44, placeholder=" …")}"'
         return "same text" if text == text_of(moec, ours) else "**another text**"
 
 
