@@ -126,7 +126,8 @@ STATES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def compile_small(folder: Path, states: str = "keys") -> Path:
-    """A small random decoder with such states, weights large enough that its texts do not repeat one token."""
+    """A small random decoder with such states, weights large enough that its texts do not repeat one token. With them
+    rounding grows: Qwen3-Next in eager PyTorch is 1e-3 standard deviations from float64, so more is allowed here."""
     import transformers
 
     torch.manual_seed(0)
@@ -134,5 +135,5 @@ def compile_small(folder: Path, states: str = "keys") -> Path:
     config = getattr(transformers, f"{name}Config")(**{**SMALL, **rest})
     head = "ForConditionalGeneration" if config.is_encoder_decoder else "ForCausalLM"
     model = getattr(transformers, f"{name}{head}")(config).eval()
-    moec.compile(model, target="onnxruntime:cpu,threads=1", out=folder)
+    moec.compile(model, target="onnxruntime:cpu,threads=1", tolerance=5e-3, out=folder)
     return folder
