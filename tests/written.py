@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.mixtures import EXPERTS, WIDTH, Expert, Loop, OneHot, Stacked
+from tests.written_with_names import NAMED, NAMED_WRONG
 
 
 class Renormalised(Loop):
@@ -117,54 +118,9 @@ class OwnWidths(Loop):
         self.experts = nn.ModuleList(Wide(width) for width in self.widths)
 
 
-class InADict(Loop):
-    """Experts by names, which are in another order where they are kept than where they are used."""
-
-    names: tuple[str, ...] = ("math", "code", "prose", "talk")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.experts = nn.ModuleDict({name: Expert(gated=True) for name in sorted(self.names)})
-
-    def mix(self, x: Tensor) -> Tensor:
-        weights, ids = self.choice(x)
-        out = torch.zeros_like(x)
-        for e, name in enumerate(self.names):
-            token, nth = torch.where(ids == e)
-            out[token] += weights[token, nth, None] * self.experts[name](x[token])
-        return out
-
-
-class ByLetters(InADict):
-    """A letter and a number."""
-
-    names = ("x0", "x1", "x2", "x3")
-
-
-class ByTwoStems(InADict):
-    """Two words with numbers: four experts, not twice two."""
-
-    names = ("math_1", "math_2", "code_1", "code_2")
-
-
-class Attributes(WithShared):
-    """Experts beside a shared one and beside layers before and after them, all alike and in one module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        del self.experts
-        self.first, self.east, self.west, self.north, self.south, self.last = (Expert() for _ in range(6))
-
-    def mix(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        gates, experts = self.gates(x), (self.east, self.west, self.north, self.south)
-        mixed = sum(gates[:, e, None] * expert(x) for e, expert in enumerate(experts))
-        return self.last(mixed + self.shared(x))  # type: ignore[no-any-return]
-
-
 FOUND: tuple[type, ...] = (
-    Renormalised, Corrected, Grouped, WithShared, ScoredBefore, InThreeDimensions, GatedStack, OwnWidths, InADict,
-    ByLetters, ByTwoStems, Attributes,
+    Renormalised, Corrected, Grouped, WithShared, ScoredBefore, InThreeDimensions, GatedStack, OwnWidths,
+    *NAMED,
 )  # fmt: skip
 
 
@@ -228,53 +184,33 @@ class Normalised(Loop):
         self.experts = nn.ModuleList(OfLengthOne() for _ in range(EXPERTS))
 
 
-class ShiftedNames(InADict):
-    """The same with names."""
-
-    def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        weights, ids = super().choice(x)
-        return weights, (ids + 1) % EXPERTS
-
-
-class NamedAndIdentity(InADict):
-    """The last of four choices is the token itself: a mixture that no operator of the dialect says."""
-
-    def mix(self, x: Tensor) -> Tensor:
-        gates = self.gates(x)
-        mixed = sum(gates[:, e, None] * self.experts[name](x) for e, name in enumerate(self.names[:3]))
-        return mixed + gates[:, 3:] * x
-
-
-WRONG: tuple[type, ...] = (
-    Shifted, Threshold, Positional, OneDiffers, Normalised, FarApart, ShiftedNames, NamedAndIdentity,
-)  # fmt: skip
-
-
-class NamedHeads(InADict):
-    """No mixture: all of them are used by every token, behind one gate that a maximum opens."""
-
-    def mix(self, x: Tensor) -> Tensor:
-        best = self.router(x).max(-1, keepdim=True)
-        return torch.stack([expert(x) for expert in self.experts.values()]).sum(0) * (best.values > 0)
-
-
-class GatedTwice(InADict):
-    """Both matrices of an expert are behind gates of their own: two experts of two, not two times two of one."""
-
-    names = ("east", "west")
+class Soft(Loop):
+    """Soft MoE (Puigcerver et al. 2023): each expert sees two weighted means of all tokens, and each token all of
+    them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.router = nn.Linear(WIDTH, 2)
-        self.top_k = 1
+        self.slots = nn.Parameter(torch.randn(WIDTH, 2 * EXPERTS))
 
     def mix(self, x: Tensor) -> Tensor:
-        weights, ids = self.choice(x)
-        out = torch.zeros_like(x)
-        for e, name in enumerate(self.names):
-            expert, gate = self.experts[name], weights * (ids == e)
-            out = out + expert.down(F.silu(expert.up(x * gate)) * expert.gate(x * gate))
-        return out
+        logits = x @ self.slots
+        means = (logits.softmax(0).T @ x).view(EXPERTS, 2, WIDTH)
+        outs = torch.stack([expert(means[e]) for e, expert in enumerate(self.experts)])
+        return logits.softmax(-1) @ outs.view(-1, WIDTH)
+
+
+class Squared(Loop):
+    """A softmax weighs all experts, and the square of a weight counts."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        gates = self.router(x).softmax(-1) ** 2
+        return sum(gates[:, e, None] * expert(x) for e, expert in enumerate(self.experts))  # type: ignore[return-value]
+
+
+ALL_RUN: tuple[type, ...] = (Soft, Squared)
+WRONG: tuple[type, ...] = (
+    *ALL_RUN, Shifted, Threshold, Positional, OneDiffers, Normalised, FarApart, *NAMED_WRONG,
+)  # fmt: skip
 
 
 class Listed(Loop):

@@ -26,6 +26,7 @@ from moec.recognition.matrices import Matrix, find_matrices
 aten = torch.ops.aten
 _TOP = {aten.topk.default: 1}  # position of k
 _ONE = (aten.max.dim, aten.argmax.default)
+_ALL = (aten.softmax.int, aten._softmax.default)  # weighs all that there are: every expert runs for every token
 _OTHER = (
     aten.sort.default, aten.sort.stable, aten.argsort.default, aten.argsort.stable, aten.kthvalue.default,
     aten.gt.Scalar, aten.gt.Tensor, aten.ge.Scalar, aten.ge.Tensor, aten.lt.Scalar, aten.lt.Tensor, aten.le.Scalar,
@@ -45,13 +46,18 @@ class HandWritten:
 
     Attributes:
         module: what its experts' names have in common. top_k: how many a token goes to; 0 where the graph does not say.
-        experts: the matrices of each expert. selection: the node that chooses among them.
+        experts: the matrices of each expert. selection: the node that chooses among them, or a softmax that weighs all.
     """
 
     module: str
     top_k: int
     experts: tuple[tuple[Place, ...], ...]
     selection: fx.Node = field(repr=False)
+
+    @property
+    def runs_all(self) -> bool:
+        """Whether nothing is chosen: a softmax weighs all experts for every token."""
+        return self.selection.target in _ALL
 
     @property
     def products(self) -> set[fx.Node]:
@@ -63,35 +69,55 @@ def find_hand_written(program: Program, matrices: Sequence[Matrix] | None = None
     """Every mixture in a program that is no operator of the dialect, in graph order."""
     matrices = find_matrices(program) if matrices is None else matrices
     groups = groups_of(matrices)
-    if not groups or not any(_is_selection(node) for node in program.graph.nodes):
-        return []
+    found = _opened_by(program, matrices, groups, [n for n in program.graph.nodes if _is_selection(n)])
+    taken = {place.matrix.node for group, _ in found for place in group.places}
+    left = [group for group in groups if not taken.intersection(place.matrix.node for place in group.places)]
+    most = max((len(group.places) for group in left), default=0)
+    over_all = [n for n in program.graph.nodes if n.target in _ALL and 1 < _scores(n) < math.inf and most > 1]
+    found += _opened_by(program, matrices, left, over_all)
     blocks: dict[str, list[Group]] = defaultdict(list)
     choices: dict[str, fx.Node] = {}
-    for group, selection in _once(_selected(_Flow(program, matrices, groups), groups)):
+    for group, selection in found:
         key = f"{group.module} {len(group.places)}"
         blocks[key].append(group)
         choices.setdefault(key, selection)
     return [
         HandWritten(
-            found[0].module, _chosen(choices[key]), tuple(zip(*(g.places for g in found), strict=True)), choices[key]
+            own[0].module,
+            _chosen(choices[key], len(own[0].places)),
+            tuple(zip(*(g.places for g in own), strict=True)),
+            choices[key],
         )
-        for key, found in blocks.items()
+        for key, own in blocks.items()
     ]
+
+
+def _opened_by(
+    program: Program, matrices: Sequence[Matrix], groups: Sequence[Group], selections: Sequence[fx.Node]
+) -> list[tuple[Group, fx.Node]]:
+    """The groups that one of these selections opens, with it."""
+    if not groups or not selections:
+        return []
+    return _once(_selected(_Flow(program, matrices, groups, selections), groups))
 
 
 def _selected(flow: _Flow, groups: Sequence[Group]) -> Iterator[tuple[Group, fx.Node]]:
     """The groups that a selection opens, with it. Out of those by a word, the experts are taken: no more than the
     selection has scores, for tokens of attention that a selection masks have a number that no graph says."""
     for group in groups:
-        if not group.named:
-            if selection := flow.selected(group):
-                yield group, selection
-            continue
-        for places in flow.beside_each_other(group.places):
-            opened = replace(group, places=tuple(flow.gated(places)))
+        for places in flow.beside_each_other(group.places) if group.named else [list(group.places)]:
+            opened = replace(group, places=tuple(flow.gated(places))) if group.named else group
             selection = flow.selected(opened) if len(opened.places) > 1 else None
-            if selection and len(opened.places) <= _scores(selection):
+            if selection and _fits(opened, selection):
                 yield opened, selection
+
+
+def _fits(group: Group, selection: fx.Node) -> bool:
+    """Whether a selection may be that of a group. A softmax weighs each expert, or each of its slots (Soft MoE)."""
+    experts, scores = len(group.places), _scores(selection)
+    if selection.target in _ALL:
+        return scores == experts or (not group.named and scores % experts == 0)
+    return experts <= scores or not group.named
 
 
 def _once(found: Iterator[tuple[Group, fx.Node]]) -> list[tuple[Group, fx.Node]]:
@@ -117,13 +143,15 @@ def _is_selection(node: fx.Node) -> bool:
 
 def _scores(selection: fx.Node) -> float:
     """How many a ranking chooses from, 0 where that is a size of the input; a comparison may be one of each expert."""
-    if selection.target not in (*_TOP, *_ONE):
+    if selection.target not in (*_TOP, *_ONE, *_ALL):
         return math.inf
     width = value_of(selection.args[0]).shape[[*selection.args, -1, -1][2 if selection.target in _TOP else 1]]
     return width if isinstance(width, int) else 0
 
 
-def _chosen(selection: fx.Node) -> int:
+def _chosen(selection: fx.Node, experts: int) -> int:
+    if selection.target in _ALL:
+        return experts
     if selection.target in _TOP:
         k = selection.args[1]
         return k if isinstance(k, int) else 0
@@ -133,10 +161,12 @@ def _chosen(selection: fx.Node) -> int:
 class _Flow:
     """What hangs on what in a graph, as sets of bits: one a product with a matrix, one a selection."""
 
-    def __init__(self, program: Program, matrices: Sequence[Matrix], groups: Sequence[Group]) -> None:
+    def __init__(
+        self, program: Program, matrices: Sequence[Matrix], groups: Sequence[Group], selections: Sequence[fx.Node]
+    ) -> None:
         nodes = list(program.graph.nodes)
         products = {product: None for matrix in matrices for product in matrix.products}
-        self._selections = [node for node in nodes if _is_selection(node)]
+        self._selections = selections
         self._bit = {node: 1 << k for k, node in enumerate([*products, *self._selections])}
         self._products = sum(self._bit[p] for p in products)
         self._of_groups = {p for g in groups for place in g.places for p in place.matrix.products}

@@ -11,7 +11,7 @@ from tests import zoo
 from tests.mixtures import EXPERTS, WAYS, Expert, Grouped, Heads, Loop, Mixture, Switch, mixture, source_of
 from tests.moe_module import MoeModel
 from tests.moe_module import source_of as dialect_source
-from tests.written import GatedTwice, InADict, NamedHeads
+from tests.written_with_names import GatedTwice, InADict, NamedHeads
 
 
 @pytest.mark.parametrize("way", WAYS)
