@@ -118,7 +118,16 @@ class OwnWidths(Loop):
         self.experts = nn.ModuleList(Wide(width) for width in self.widths)
 
 
+class Cooled(Loop):
+    """Logits over a temperature, and a scale of the weights."""
+
+    def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = (self.router(x) / 0.7).softmax(-1).topk(self.top_k, -1)
+        return weights * 1.5, ids
+
+
 FOUND: tuple[type, ...] = (
+    Cooled,
     Renormalised, Corrected, Grouped, WithShared, ScoredBefore, InThreeDimensions, GatedStack, OwnWidths,
     *NAMED,
 )  # fmt: skip
