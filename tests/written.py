@@ -126,10 +126,17 @@ class Cooled(Loop):
         return weights * 1.5, ids
 
 
+class SigmoidOfOne(Loop):
+    """The largest of sigmoids; those of large logits are all 1."""
+
+    def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = self.router(x).sigmoid().max(-1, keepdim=True)
+        return weights, ids
+
+
 FOUND: tuple[type, ...] = (
-    Cooled,
-    Renormalised, Corrected, Grouped, WithShared, ScoredBefore, InThreeDimensions, GatedStack, OwnWidths,
-    *NAMED,
+    Cooled, SigmoidOfOne, Renormalised, Corrected, Grouped, WithShared, ScoredBefore, InThreeDimensions, GatedStack,
+    OwnWidths, *NAMED,
 )  # fmt: skip
 
 
@@ -145,6 +152,14 @@ class Shifted(Loop):
     def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
         weights, ids = super().choice(x)
         return weights, (ids + 1) % EXPERTS
+
+
+class ByLogits(Loop):
+    """The largest logit is chosen, also where all sigmoids are 1."""
+
+    def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, ids = self.router(x).max(-1, keepdim=True)
+        return logits.sigmoid(), ids
 
 
 class Threshold(Loop):
@@ -218,7 +233,7 @@ class Squared(Loop):
 
 ALL_RUN: tuple[type, ...] = (Soft, Squared)
 WRONG: tuple[type, ...] = (
-    *ALL_RUN, Shifted, Threshold, Positional, OneDiffers, Normalised, FarApart, *NAMED_WRONG,
+    *ALL_RUN, ByLogits, Shifted, Threshold, Positional, OneDiffers, Normalised, FarApart, *NAMED_WRONG,
 )  # fmt: skip
 
 
