@@ -22,6 +22,7 @@ from moec.recognition.router_region import NotARouter, find_region, is_routed, o
 from moec.recognition.routing_rule import identify
 
 aten = torch.ops.aten
+_ALL_RUN = "; all experts run for every token: their weights come from a softmax over all"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class FindMoe(Pass):
             if isinstance(mixture, Mixture):
                 new[mixture.region.output] = self._gather(program, mixture, new)
             else:
-                context.miss(written.selection, f"{written.module or 'its mixture'} stays as it is: {mixture}")
+                name, all_run = written.module or "its mixture", _ALL_RUN if written.runs_all else ""
+                context.miss(written.selection, f"{name} stays as it is: {mixture}{all_run}")
         gathered = sum(isinstance(mixture, Mixture) for _, mixture in found)
         return gathered + sum(self._route(program, node, context) for node in program.nodes(EXPERTS))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -13,7 +15,9 @@ from moec.program.moe_call import EXPERTS, MOE, MoeCall
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.linear import Linear, find_linears, value_of
-from moec.recognition.router_region import handed_on, linear_behind, route_behind
+from moec.recognition.router_region import handed_on, route_behind, scaled_linear_behind
+from moec.weights import lazy as weights
+from moec.weights.lazy import Weight
 
 aten = torch.ops.aten
 
@@ -34,7 +38,7 @@ class FuseMoe(Pass):
     def _fuse(self, program: Program, node: fx.Node, linears: dict[fx.Node, Linear], context: Context) -> bool:
         call = MoeCall(node)
         route = route_behind(call.ids, call.weights)
-        projection = linear_behind(RouteCall(route).logits, linears) if route is not None else None
+        projection = _projection(RouteCall(route).logits, linears) if route is not None else None
         if route is None or projection is None:
             context.miss(
                 node,
@@ -57,6 +61,20 @@ class FuseMoe(Pass):
         node.replace_all_uses_with(fused)
         program.graph.erase_node(node)
         return True
+
+
+def _projection(logits: Any, linears: Mapping[fx.Node, Linear]) -> Linear | None:
+    """The linear layer that logits come from, with the temperature that divides them."""
+    scaled = scaled_linear_behind(logits, linears)
+    if scaled is None or scaled[1] == 1:
+        return None if scaled is None else scaled[0]
+    linear, factor = scaled
+
+    def times(weight: Weight) -> Weight:
+        return weights.rowwise(f"times {factor}", lambda t: t.float() * factor, weight)
+
+    bias = None if linear.bias is None else times(linear.bias)
+    return replace(linear, node=handed_on(logits)[-1], weight=times(linear.weight), bias=bias)
 
 
 def _same_rows(a: fx.Node, b: fx.Node) -> bool:

@@ -82,6 +82,7 @@ THROUGH = {
     "moec/frontend/from_exported.py": "tests/frontend/test_export.py",
     "moec/frontend/seen_routing.py": "tests/frontend/test_loops_over_experts.py",
     "moec/recognition/hand_written_experts.py": "tests/recognition/test_hand_written_mixtures.py",
+    "moec/recognition/hand_written_groups.py": "tests/recognition/test_hand_written.py",
     "moec/recognition/hand_written_region.py": "tests/recognition/test_hand_written_mixtures.py",
     "moec/recognition/hand_written_rule.py": "tests/recognition/test_hand_written_mixtures.py",
     "moec/recognition/trials.py": "tests/recognition/test_hand_written_mixtures.py",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.mixtures import EXPERTS, WIDTH, Expert, Loop, OneHot, Stacked
+from tests.written_with_names import NAMED, NAMED_WRONG
 
 
 class Renormalised(Loop):
@@ -117,8 +118,25 @@ class OwnWidths(Loop):
         self.experts = nn.ModuleList(Wide(width) for width in self.widths)
 
 
+class Cooled(Loop):
+    """Logits over a temperature, and a scale of the weights."""
+
+    def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = (self.router(x) / 0.7).softmax(-1).topk(self.top_k, -1)
+        return weights * 1.5, ids
+
+
+class SigmoidOfOne(Loop):
+    """The largest of sigmoids; those of large logits are all 1."""
+
+    def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = self.router(x).sigmoid().max(-1, keepdim=True)
+        return weights, ids
+
+
 FOUND: tuple[type, ...] = (
-    Renormalised, Corrected, Grouped, WithShared, ScoredBefore, InThreeDimensions, GatedStack, OwnWidths,
+    Cooled, SigmoidOfOne, Renormalised, Corrected, Grouped, WithShared, ScoredBefore, InThreeDimensions, GatedStack,
+    OwnWidths, *NAMED,
 )  # fmt: skip
 
 
@@ -134,6 +152,14 @@ class Shifted(Loop):
     def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
         weights, ids = super().choice(x)
         return weights, (ids + 1) % EXPERTS
+
+
+class ByLogits(Loop):
+    """The largest logit is chosen, also where all sigmoids are 1."""
+
+    def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, ids = self.router(x).max(-1, keepdim=True)
+        return logits.sigmoid(), ids
 
 
 class Threshold(Loop):
@@ -182,7 +208,33 @@ class Normalised(Loop):
         self.experts = nn.ModuleList(OfLengthOne() for _ in range(EXPERTS))
 
 
-WRONG: tuple[type, ...] = (Shifted, Threshold, Positional, OneDiffers, Normalised, FarApart)
+class Soft(Loop):
+    """Soft MoE (Puigcerver et al. 2023): each expert sees two weighted means of all tokens, and each token all of
+    them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = nn.Parameter(torch.randn(WIDTH, 2 * EXPERTS))
+
+    def mix(self, x: Tensor) -> Tensor:
+        logits = x @ self.slots
+        means = (logits.softmax(0).T @ x).view(EXPERTS, 2, WIDTH)
+        outs = torch.stack([expert(means[e]) for e, expert in enumerate(self.experts)])
+        return logits.softmax(-1) @ outs.view(-1, WIDTH)
+
+
+class Squared(Loop):
+    """A softmax weighs all experts, and the square of a weight counts."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        gates = self.router(x).softmax(-1) ** 2
+        return sum(gates[:, e, None] * expert(x) for e, expert in enumerate(self.experts))  # type: ignore[return-value]
+
+
+ALL_RUN: tuple[type, ...] = (Soft, Squared)
+WRONG: tuple[type, ...] = (
+    *ALL_RUN, ByLogits, Shifted, Threshold, Positional, OneDiffers, Normalised, FarApart, *NAMED_WRONG,
+)  # fmt: skip
 
 
 class Listed(Loop):

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from moec.program.decoder_signature import without_padding
 from moec.program.program import CPU, Program, place
 from moec.program.signature import Sample, converted
-from moec.recognition.hand_written import Place
+from moec.recognition.hand_written_groups import Place
 from moec.recognition.matrices import Matrix, constant_nodes
 
 _HALVES = (torch.float16, torch.bfloat16)

@@ -13,7 +13,8 @@ from moec.program.provenance import module_path
 from moec.program.signature import Sample
 from moec.proof.compare import Tolerance
 from moec.proof.influence import Influence
-from moec.recognition.hand_written import HandWritten, Place, find_hand_written
+from moec.recognition.hand_written import HandWritten, find_hand_written
+from moec.recognition.hand_written_groups import Place
 from moec.recognition.matrices import Matrix, find_matrices, hangs_on_inputs
 
 

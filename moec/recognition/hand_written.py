@@ -8,21 +8,25 @@ which of them count.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import or_
 
 import torch
 from torch import fx
 
-from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
+from moec.recognition.hand_written_groups import Group, Place, groups_of
 from moec.recognition.linear import value_of
 from moec.recognition.matrices import Matrix, find_matrices
 
 aten = torch.ops.aten
 _TOP = {aten.topk.default: 1}  # position of k
 _ONE = (aten.max.dim, aten.argmax.default)
+_ALL = (aten.softmax.int, aten._softmax.default)  # weighs all that there are: every expert runs for every token
 _OTHER = (
     aten.sort.default, aten.sort.stable, aten.argsort.default, aten.argsort.stable, aten.kthvalue.default,
     aten.gt.Scalar, aten.gt.Tensor, aten.ge.Scalar, aten.ge.Tensor, aten.lt.Scalar, aten.lt.Tensor, aten.le.Scalar,
@@ -37,31 +41,23 @@ _CARRIES = (
 
 
 @dataclass(frozen=True)
-class Place:
-    """One expert's part in a matrix: the matrix, and which of its stack; None for the whole."""
-
-    matrix: Matrix
-    part: int | None = None
-
-    @property
-    def name(self) -> str:
-        """What the model calls it."""
-        return self.matrix.names[self.part or 0]
-
-
-@dataclass(frozen=True)
 class HandWritten:
     """A mixture of experts in plain operators.
 
     Attributes:
         module: what its experts' names have in common. top_k: how many a token goes to; 0 where the graph does not say.
-        experts: the matrices of each expert. selection: the node that chooses among them.
+        experts: the matrices of each expert. selection: the node that chooses among them, or a softmax that weighs all.
     """
 
     module: str
     top_k: int
     experts: tuple[tuple[Place, ...], ...]
     selection: fx.Node = field(repr=False)
+
+    @property
+    def runs_all(self) -> bool:
+        """Whether nothing is chosen: a softmax weighs all experts for every token."""
+        return self.selection.target in _ALL
 
     @property
     def products(self) -> set[fx.Node]:
@@ -72,74 +68,70 @@ class HandWritten:
 def find_hand_written(program: Program, matrices: Sequence[Matrix] | None = None) -> list[HandWritten]:
     """Every mixture in a program that is no operator of the dialect, in graph order."""
     matrices = find_matrices(program) if matrices is None else matrices
-    groups = [g for g in _groups(matrices) if len(g.places) > 1]
-    if not groups or not any(_is_selection(node) for node in program.graph.nodes):
-        return []
-    flow = _Flow(program, matrices, groups)
-    blocks: dict[str, list[_Group]] = defaultdict(list)
+    groups = groups_of(matrices)
+    found = _opened_by(program, matrices, groups, [n for n in program.graph.nodes if _is_selection(n)])
+    taken = {place.matrix.node for group, _ in found for place in group.places}
+    left = [group for group in groups if not taken.intersection(place.matrix.node for place in group.places)]
+    most = max((len(group.places) for group in left), default=0)
+    over_all = [n for n in program.graph.nodes if n.target in _ALL and 1 < _scores(n) < math.inf and most > 1]
+    found += _opened_by(program, matrices, left, over_all)
+    blocks: dict[str, list[Group]] = defaultdict(list)
     choices: dict[str, fx.Node] = {}
-    for group in groups:
-        if selection := flow.selected(group):
-            blocks[f"{group.module} {len(group.places)}"].append(group)
-            choices.setdefault(f"{group.module} {len(group.places)}", selection)
+    for group, selection in found:
+        key = f"{group.module} {len(group.places)}"
+        blocks[key].append(group)
+        choices.setdefault(key, selection)
     return [
         HandWritten(
-            found[0].module, _chosen(choices[key]), tuple(zip(*(g.places for g in found), strict=True)), choices[key]
+            own[0].module,
+            _chosen(choices[key], len(own[0].places)),
+            tuple(zip(*(g.places for g in own), strict=True)),
+            choices[key],
         )
-        for key, found in blocks.items()
+        for key, own in blocks.items()
     ]
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Matrices that may be those of experts: names that differ in one number alone, or the parts of a stack."""
+def _opened_by(
+    program: Program, matrices: Sequence[Matrix], groups: Sequence[Group], selections: Sequence[fx.Node]
+) -> list[tuple[Group, fx.Node]]:
+    """The groups that one of these selections opens, with it."""
+    if not groups or not selections:
+        return []
+    return _once(_selected(_Flow(program, matrices, groups, selections), groups))
 
-    module: str
-    places: tuple[Place, ...]
+
+def _selected(flow: _Flow, groups: Sequence[Group]) -> Iterator[tuple[Group, fx.Node]]:
+    """The groups that a selection opens, with it. Out of those by a word, the experts are taken: no more than the
+    selection has scores, for tokens of attention that a selection masks have a number that no graph says."""
+    for group in groups:
+        for places in flow.beside_each_other(group.places) if group.named else [list(group.places)]:
+            opened = replace(group, places=tuple(flow.gated(places))) if group.named else group
+            selection = flow.selected(opened) if len(opened.places) > 1 else None
+            if selection and _fits(opened, selection):
+                yield opened, selection
 
 
-def _groups(matrices: Sequence[Matrix]) -> Iterator[_Group]:
-    found: dict[tuple[str, str, str], list[tuple[int, Place]]] = defaultdict(list)
-    for matrix in matrices:
-        if any(product.target in (EXPERTS, MOE) for product in matrix.products):
+def _fits(group: Group, selection: fx.Node) -> bool:
+    """Whether a selection may be that of a group. A softmax weighs each expert, or each of its slots (Soft MoE)."""
+    experts, scores = len(group.places), _scores(selection)
+    if selection.target in _ALL:
+        return scores == experts or (not group.named and scores % experts == 0)
+    return experts <= scores or not group.named
+
+
+def _once(found: Iterator[tuple[Group, fx.Node]]) -> list[tuple[Group, fx.Node]]:
+    """The same, each matrix with the most that are like it: of `math_1`, `math_2`, `code_1` and `code_2`, all four."""
+    kept: list[tuple[Group, fx.Node]] = []
+    taken: dict[fx.Node, bool] = {}  # matrices, and whether it was by a word
+    pairs = list(found)
+    for group, selection in sorted(pairs, key=lambda pair: -len(pair[0].places)):
+        own = {place.matrix.node for place in group.places}
+        if any(taken[m] or group.named for m in own if m in taken):
             continue
-        if matrix.parts:
-            module = _stack_module(matrix)
-            yield _Group(module, tuple(Place(matrix, k) for k in range(len(matrix.parts))))
-            continue
-        words = matrix.name.split(".")
-        for k, word in enumerate(words):
-            if number := word.lstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"):
-                stem = word[: len(word) - len(number)]
-                if number.isdigit() and (not stem or len(stem) > 1):  # w1, w2 and w3 are no three experts
-                    key = (".".join(words[:k]), stem, ".".join(words[k + 1 :]))
-                    found[key].append((int(number), Place(matrix)))
-    for (module, stem, rest), numbered in found.items():
-        name = _module([*filter(None, module.split(".")), *filter(None, [stem.strip("_")])], bool(rest))
-        for places in _alike(numbered):
-            yield _Group(name, tuple(place for _, place in sorted(places, key=lambda p: p[0])))
-
-
-def _alike(numbered: list[tuple[int, Place]]) -> list[list[tuple[int, Place]]]:
-    """Matrices of one name but for a number, apart by shape; together where they only have widths of their own."""
-    shapes: dict[tuple[int, ...], list[tuple[int, Place]]] = defaultdict(list)
-    for number, place in numbered:
-        shapes[tuple(value_of(place.matrix.node).shape)].append((number, place))
-    sides = list(zip(*shapes, strict=True)) if len({len(shape) for shape in shapes}) == 1 else []
-    own_widths = len(sides) == 2 and min(len(set(side)) for side in sides) == 1
-    alone = len({number for number, _ in numbered}) == len(numbered)
-    return [numbered] if own_widths and alone else list(shapes.values())
-
-
-def _stack_module(matrix: Matrix) -> str:
-    first, last = matrix.parts[0].split("."), matrix.parts[-1].split(".")
-    number = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return _module(first[:number], number < len(first) - 1)
-
-
-def _module(words: list[str], of_modules: bool) -> str:
-    """What holds the experts: a list of modules, or the module whose parameters are stacks of matrices."""
-    return ".".join(words if of_modules else words[:-1])
+        taken |= dict.fromkeys(own, group.named)
+        kept.append((group, selection))
+    return [pair for pair in pairs if pair in kept]
 
 
 def _is_selection(node: fx.Node) -> bool:
@@ -149,7 +141,17 @@ def _is_selection(node: fx.Node) -> bool:
     return isinstance(scores, torch.Tensor) and scores.is_floating_point()
 
 
-def _chosen(selection: fx.Node) -> int:
+def _scores(selection: fx.Node) -> float:
+    """How many a ranking chooses from, 0 where that is a size of the input; a comparison may be one of each expert."""
+    if selection.target not in (*_TOP, *_ONE, *_ALL):
+        return math.inf
+    width = value_of(selection.args[0]).shape[[*selection.args, -1, -1][2 if selection.target in _TOP else 1]]
+    return width if isinstance(width, int) else 0
+
+
+def _chosen(selection: fx.Node, experts: int) -> int:
+    if selection.target in _ALL:
+        return experts
     if selection.target in _TOP:
         k = selection.args[1]
         return k if isinstance(k, int) else 0
@@ -159,10 +161,12 @@ def _chosen(selection: fx.Node) -> int:
 class _Flow:
     """What hangs on what in a graph, as sets of bits: one a product with a matrix, one a selection."""
 
-    def __init__(self, program: Program, matrices: Sequence[Matrix], groups: Sequence[_Group]) -> None:
+    def __init__(
+        self, program: Program, matrices: Sequence[Matrix], groups: Sequence[Group], selections: Sequence[fx.Node]
+    ) -> None:
         nodes = list(program.graph.nodes)
         products = {product: None for matrix in matrices for product in matrix.products}
-        self._selections = [node for node in nodes if _is_selection(node)]
+        self._selections = selections
         self._bit = {node: 1 << k for k, node in enumerate([*products, *self._selections])}
         self._products = sum(self._bit[p] for p in products)
         self._of_groups = {p for g in groups for place in g.places for p in place.matrix.products}
@@ -186,7 +190,21 @@ class _Flow:
                     gates |= self._bit[selection]
         self._gates[node] = gates
 
-    def selected(self, group: _Group) -> fx.Node | None:
+    def beside_each_other(self, places: Sequence[Place]) -> list[list[Place]]:
+        """Places apart by which of the others they come behind: layers before, experts, layers after."""
+        own = [sum(self._bit[p] for p in place.matrix.products) for place in places]
+        found: dict[int, list[Place]] = defaultdict(list)
+        for place, bits in zip(places, own, strict=True):
+            before = [self._before[p] & sum(own) & ~bits for p in place.matrix.products]
+            found[reduce(or_, before)].append(place)
+        return list(found.values())
+
+    def gated(self, places: Sequence[Place]) -> list[Place]:
+        """Those whose way some selection opens."""
+        own = [sum(self._bit[p] for p in place.matrix.products) for place in places]
+        return [place for place in places if self._gate(place, own) is not None]
+
+    def selected(self, group: Group) -> fx.Node | None:
         """The selection that opens each one's gate; None where they have none, or share one."""
         stacked = group.places[0].part is not None
         places = group.places[:1] if stacked else group.places

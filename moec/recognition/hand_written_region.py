@@ -4,7 +4,7 @@ and all that they and their router see comes in through another."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
 
@@ -14,7 +14,7 @@ from moec.recognition.hand_written_capacity import Kept, find_kept
 from moec.recognition.interpret import in_order, inputs_of
 from moec.recognition.linear import Linear, find_linears, form_of, passes_through, value_of
 from moec.recognition.matrices import LOOKUPS, constant_nodes
-from moec.recognition.router_region import handed_on, linear_behind, logits_behind
+from moec.recognition.router_region import handed_on, logits_behind, scaled_linear_behind
 from moec.recognition.token_wise import looks_beyond_a_token
 
 _TRIED = 6  # places where a mixture may end
@@ -31,7 +31,8 @@ class MixtureRegion:
     Attributes:
         found: its experts. start: what all comes from. x: `start` or a view of it, the tokens `[..., H]`.
         output: what comes out, of x's form.
-        logits: the linear layer of its router. bias: a constant `[E]` that takes part in the choice, or None.
+        logits: the linear layer of its router, its node behind a temperature.
+        bias: a constant `[E]` that takes part in the choice, or None.
         nodes: from start, without it, to output, with it, in graph order; constants among them.
         inside: those between an expert's first and its last product.
         kept: where it says which choices its experts have room for; None where they have for all.
@@ -65,8 +66,8 @@ class MixtureRegion:
     @property
     def rule_nodes(self) -> tuple[fx.Node, ...]:
         """The nodes that may belong to the routing rule."""
-        counting = self.kept.own if self.kept else frozenset()
-        return tuple(n for n in self.nodes if n not in self.inside and n not in counting)
+        others = {*self.inside, *(self.kept.own if self.kept else ()), *_projection(self.logits)}
+        return tuple(n for n in self.nodes if n not in others)
 
 
 def find_regions(program: Program, found: HandWritten) -> list[MixtureRegion]:
@@ -121,13 +122,25 @@ def _why(ends: list[fx.Node], found: HandWritten) -> str:
 def _router(program: Program, found: HandWritten) -> Linear:
     """The linear layer that the choice comes from."""
     node = logits_behind(found.selection)
-    linear = linear_behind(node, find_linears(program))
-    if linear is None:
+    scaled = scaled_linear_behind(node, find_linears(program))
+    if scaled is None:
         source = handed_on(node)[-1].name
         raise NotAMixture(f"its experts are chosen by {source}, which is no linear layer of the tokens")
+    linear, factor = scaled
     if linear.weight.shape[0] != len(found.experts):
         raise NotAMixture(f"its router has {linear.weight.shape[0]} logits for {len(found.experts)} experts")
-    return linear
+    return linear if factor == 1 else replace(linear, node=node)
+
+
+def _projection(logits: Linear) -> set[fx.Node]:
+    """The nodes from a router's product to its logits, a temperature among them."""
+    found, todo = {logits.product}, [logits.node]
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            todo += [n for n in node.all_input_nodes if n.op == "call_function"]
+    return found
 
 
 class _Graph:
@@ -234,7 +247,7 @@ def _bias(
     own: Sequence[fx.Node], fixed: Mapping[fx.Node, None], found: HandWritten, logits: Linear, inside: Set[fx.Node]
 ) -> fx.Node | None:
     """A constant of E numbers that something outside of the experts reads, and not the router's linear layer."""
-    parts = set(logits.node.all_input_nodes) | set(logits.product.all_input_nodes)
+    parts = {source for node in _projection(logits) for source in node.all_input_nodes}
     some = [
         n
         for n in own

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from moec.dialect import Routing, route_reference
+from moec.dialect.routing import scores_of
 from moec.execution.memory import total_bytes
 from moec.program.program import Program
 from moec.recognition.hand_written_experts import Experts
@@ -27,7 +28,7 @@ from moec.recognition.hand_written_region import MixtureRegion, NotAMixture
 from moec.recognition.interpret import Sizes, run, sizes
 from moec.recognition.linear import value_of
 from moec.recognition.routing_rule import PROBES, candidates
-from moec.recognition.trials import tie_breaks, uneven
+from moec.recognition.trials import tie_breaks, tie_breaks_of_scores, uneven
 from moec.weights.lazy import Weight
 
 aten = torch.ops.aten
@@ -97,9 +98,11 @@ class _Trial:
     def agrees(self, rule: Routing, experts: Experts, score_before: bool, drop_first: bool) -> bool:
         """Whether the rule and the experts make the same of every token, whichever of experts that tie it takes."""
         same = torch.zeros(len(self.x), dtype=torch.bool)
-        for logits in tie_breaks(self.logits):
+        by_score = self.bias is None and rule.combine != "softmax"
+        added = tie_breaks_of_scores(scores_of(self.logits, rule.score)) if by_score else [None]
+        for logits, bias in itertools.product(tie_breaks(self.logits), added):
             try:
-                weights, ids = self._routed(logits, rule, drop_first)
+                weights, ids = self._routed(logits, self.bias if bias is None else bias, rule, drop_first)
             except RuntimeError:  # a candidate that does not fit the shapes
                 return False
             found = self._mixed(weights, ids, experts, score_before)
@@ -108,10 +111,10 @@ class _Trial:
                 return True
         return False
 
-    def _routed(self, logits: Tensor, rule: Routing, drop_first: bool) -> tuple[Tensor, Tensor]:
+    def _routed(self, logits: Tensor, bias: Tensor | None, rule: Routing, drop_first: bool) -> tuple[Tensor, Tensor]:
         if self.kept is None:
-            return route_reference(logits, self.bias, rule)
-        weights, ids = route_reference(logits, self.bias, replace(rule, combine="scores") if drop_first else rule)
+            return route_reference(logits, bias, rule)
+        weights, ids = route_reference(logits, bias, replace(rule, combine="scores") if drop_first else rule)
         weights = weights.masked_fill(~self.kept(ids), 0.0)
         if drop_first:
             total = weights.sum(-1, keepdim=True) / rule.scale + rule.epsilon

@@ -7,6 +7,7 @@ scores from the logits. What it computes is found by value, in `routing_rule`.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ _CHOICES = (
     aten.sqrt.default,
 )
 _COPIES = (aten.clone.default, aten.dropout.default, aten.detach.default, aten.contiguous.default)
+_SCALES = (aten.div.Tensor, aten.div.Scalar, aten.mul.Tensor, aten.mul.Scalar)
 _REGION_LIMIT = 100
 
 
@@ -130,6 +132,20 @@ def linear_behind(node: Any, linears: Mapping[fx.Node, Linear]) -> Linear | None
     """The linear layer that logits come from, through casts, copies and views that keep the experts' dimension; None
     where they come from something else."""
     return next((linears[n] for n in handed_on(node) if n in linears), None)
+
+
+def scaled_linear_behind(node: Any, linears: Mapping[fx.Node, Linear]) -> tuple[Linear, float] | None:
+    """The linear layer that logits come from, and the number by which they are multiplied on their way (a temperature
+    divides); None where they come from something else."""
+    factor, nodes = 1.0, handed_on(node)
+    while nodes[-1].target in _SCALES and not any(n in linears for n in nodes) and not nodes[-1].kwargs:
+        source, number = nodes[-1].args[:2]
+        if not isinstance(source, fx.Node) or not isinstance(number, int | float) or not number:
+            return None
+        factor *= 1 / number if nodes[-1].target in _SCALES[:2] else number
+        nodes = handed_on(source)
+    linear = next((linears[n] for n in nodes if n in linears), None)
+    return (linear, factor) if linear is not None and 0 < factor < math.inf else None
 
 
 def route_behind(ids: Any, weights: Any) -> fx.Node | None:

@@ -24,3 +24,11 @@ def tie_breaks(logits: Tensor) -> Iterator[Tensor]:
     order = torch.arange(logits.shape[-1])
     for nudge in (0.0, -_NUDGE, _NUDGE):
         yield logits + nudge * order
+
+
+def tie_breaks_of_scores(scores: Tensor) -> list[Tensor | None]:
+    """What is added to scores `[T, E]` in the choice, so that the first of experts that tie is chosen, then the last.
+    Nothing but where all tie: sigmoids of large logits are all 1; a maximum takes the first of them, a top-k any."""
+    order = torch.arange(scores.shape[-1], dtype=scores.dtype)
+    tied = bool((scores == scores[..., :1]).all())
+    return [None, -_NUDGE * order, _NUDGE * order] if tied else [None]

@@ -92,25 +92,26 @@ class Projected(Block):
             return self.gate(self.norm(rows))
         if self.form == "halved":
             return self.gate(rows.bfloat16().float())
-        return self.gate(rows) * 2  # "warm"
+        if self.form == "warm":
+            return self.gate(rows) * 2 / 1.7
+        return self.gate(rows).tanh()  # "capped"
 
 
-@pytest.mark.parametrize("form", ["single", "biased", "addmm", "matmul", "unflattened"])
+@pytest.mark.parametrize("form", ["single", "biased", "addmm", "matmul", "unflattened", "warm"])
 def test_projections(form: str) -> None:
     block = Projected(form)
     program, context = fused(block)
     (moe,) = program.nodes(torch.ops.moec.moe)
     assert not context.misses and tuple(moe.args[1].meta["val"].shape) == (EXPERTS, HIDDEN)  # type: ignore[union-attr]
     assert (moe.args[2] is not None) is (form in ("biased", "addmm", "matmul"))
-    assert moe.args[1].target == (
-        "addmm.router.weight" if form == "addmm" else "add.router.weight" if form == "matmul" else "gate.weight"
-    )  # type: ignore[union-attr]
+    anew = {"addmm": "addmm.router.weight", "matmul": "add.router.weight", "warm": "div.router.weight"}
+    assert moe.args[1].target == anew.get(form, "gate.weight")  # type: ignore[union-attr]
     assert error(program, block) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
     ("form", "reason"),
-    [("normed", "its router reads"), ("halved", "its router reads"), ("warm", "not one linear layer")],
+    [("normed", "its router reads"), ("halved", "its router reads"), ("capped", "not one linear layer")],
 )
 def test_projections_that_cannot_be_fused(form: str, reason: str) -> None:
     block = Projected(form)

@@ -11,6 +11,7 @@ from tests import zoo
 from tests.mixtures import EXPERTS, WAYS, Expert, Grouped, Heads, Loop, Mixture, Switch, mixture, source_of
 from tests.moe_module import MoeModel
 from tests.moe_module import source_of as dialect_source
+from tests.written_with_names import GatedTwice, InADict, NamedHeads
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -52,8 +53,24 @@ def test_lists_of_other_modules_are_no_experts() -> None:
     assert all(len(block.experts) == EXPERTS for block in found)
 
 
-def test_what_every_token_uses_is_no_mixture() -> None:
-    assert find_hand_written(source_of(mixture(Heads)).capture()) == []
+def test_experts_with_names_stand_in_the_order_in_which_they_run() -> None:
+    (found,) = find_hand_written(source_of(mixture(InADict)).capture())
+    assert (found.module, found.top_k) == ("experts", 2)
+    assert [places[0].name.split(".")[1] for places in found.experts] == list(InADict.names)
+
+
+def test_matrices_of_one_expert_are_no_experts() -> None:
+    (found,) = find_hand_written(source_of(mixture(GatedTwice)).capture())
+    names = [{place.name.split(".")[1] for place in places} for places in found.experts]
+    assert names == [{name} for name in GatedTwice.names]
+
+
+@pytest.mark.parametrize("way", [Heads, NamedHeads])
+def test_what_every_token_uses_is_no_mixture(way: type[Mixture]) -> None:
+    assert find_hand_written(source_of(mixture(way)).capture()) == []
+
+
+def test_nothing_in_a_model_of_the_dialect() -> None:
     assert find_hand_written(dialect_source(MoeModel()).capture()) == []
 
 

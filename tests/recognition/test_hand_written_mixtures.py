@@ -13,7 +13,7 @@ from moec.program.program import Program
 from moec.recognition.hand_written_mixtures import Mixture as Said
 from moec.recognition.hand_written_mixtures import find_mixtures
 from tests.mixtures import VOCABULARY, WAYS, Grouped, Loop, Masked, Mixture, Switch, mixture, source_of
-from tests.written import FOUND, WRONG, Corrected, ScoredBefore
+from tests.written import ALL_RUN, FOUND, WRONG, Corrected, ScoredBefore
 from tests.written import Grouped as OfGroups
 
 LEFT = {Masked: "tie", Grouped: "bfloat16"}
@@ -41,6 +41,7 @@ def test_left_as_it_is_with_the_reason(way: type[Mixture]) -> None:
     assert not moe_nodes(program)
     (miss,) = {m.reason for m in context.misses}
     assert "stays as it is" in miss and LEFT.get(way, "") in miss
+    assert ("all experts run for every token" in miss) == (way in ALL_RUN)
 
 
 def test_rules_are_told_apart() -> None:
