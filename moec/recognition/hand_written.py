@@ -89,6 +89,7 @@ def find_hand_written(program: Program, matrices: Sequence[Matrix] | None = None
             choices[key],
         )
         for key, own in blocks.items()
+        if len(own) > 1 or choices[key].target not in _ALL  # one matrix a number is no network: heads, or groups
     ]
 
 

@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx
@@ -171,17 +171,21 @@ def logits_behind(selection: fx.Node) -> fx.Node:
     node: fx.Node = selection.args[0]  # type: ignore[assignment]
     found = node
     while node.target in SCORES or node.target in _CHOICES or hands_on(node):
-        floats = [
-            a for a in node.args if isinstance(a, fx.Node) and value_of(a).is_floating_point() and not _is_constant(a)
-        ]
+        floats = [a for a in node.args if _is_float(a) and not _is_constant(a)]
         if not floats:
             break
         if node.target in SCORES:
             found = floats[0]
         node = floats[0]
-    while hands_on(found) and _form(found) == _form(found.args[0]) and value_of(found.args[0]).is_floating_point():
+    while hands_on(found) and _is_float(found.args[0]) and _form(found) == _form(found.args[0]):
         found = found.args[0]  # type: ignore[assignment]
     return found
+
+
+def _is_float(node: Any) -> TypeGuard[fx.Node]:
+    """Whether a node is one tensor of floats; what is cut into several is a list."""
+    value = value_of(node) if isinstance(node, fx.Node) else None
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _form(node: Any) -> list[str]:

@@ -132,7 +132,7 @@ def test_an_architecture_that_nobody_knows_is_counted_as_a_usual_decoder(tmp_pat
         ({"linear_attn_config": {"kda": 1}}, ["linear_attn_config"]),
         ({"num_attention_heads": 30}, ["30 heads"]),
         ({"num_key_value_heads": 7}, ["7 heads"]),
-        ({"num_experts_per_tok": 9}, ["9 of 8"]),
+        ({"num_experts_per_tok": 9}, ["num_experts_per_tok = 9", "8 at most"]),
         ({"hidden_size": -1}, ["hidden_size"]),
         ({"vocab_size": "many"}, ["vocab_size"]),
     ],

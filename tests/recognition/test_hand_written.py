@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moec.errors import MoecError
+from moec.pipeline.pipeline import Pipeline
 from moec.recognition.hand_written import find_hand_written
 from tests import zoo
 from tests.mixtures import EXPERTS, WAYS, Expert, Grouped, Heads, Loop, Mixture, Switch, mixture, source_of
 from tests.moe_module import MoeModel
 from tests.moe_module import source_of as dialect_source
-from tests.written_with_names import GatedTwice, InADict, NamedHeads
+from tests.written_with_names import ByAll, GatedTwice, InADict, NamedHeads
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -65,7 +67,37 @@ def test_matrices_of_one_expert_are_no_experts() -> None:
     assert names == [{name} for name in GatedTwice.names]
 
 
-@pytest.mark.parametrize("way", [Heads, NamedHeads])
+class Streams(Mixture):
+    """A product of each group of a token's channels, put together by a softmax over the groups (DeepSeek-V4's
+    attention beside its hyper-connections)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups = nn.Parameter(torch.randn(2, 16, 8))
+
+    def mix(self, x: Tensor) -> Tensor:
+        shares = self.router(x).split(2, -1)[0].softmax(-1)
+        return (torch.einsum("tgi,goi->tgo", x.view(-1, 2, 8), self.groups) * shares[..., None]).sum(1)
+
+
+class PartOfTheRouter(ByAll):
+    """The weights are a part of what the router says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(16, 2 * EXPERTS)
+
+    def mix(self, x: Tensor) -> Tensor:
+        gates = self.router(x).split(EXPERTS, -1)[0].softmax(-1)
+        return sum(gates[:, e, None] * self.experts[name](x) for e, name in enumerate(self.names))  # type: ignore[return-value]
+
+
+def test_logits_that_are_a_part_of_a_product_are_a_miss() -> None:
+    with pytest.raises(MoecError, match="which is no linear layer"):
+        Pipeline.parse("find-moe").run(source_of(mixture(PartOfTheRouter)).capture())
+
+
+@pytest.mark.parametrize("way", [Heads, NamedHeads, Streams])
 def test_what_every_token_uses_is_no_mixture(way: type[Mixture]) -> None:
     assert find_hand_written(source_of(mixture(way)).capture()) == []
 
