@@ -137,6 +137,10 @@ class Emitter:
         """The value in another dtype; itself when it has that already."""
         return value if have == want else self("Cast", value, to=int(want))
 
+    def wide(self, value: ir.Value) -> ir.Value:
+        """The value in float32; one of no dtype is taken to be so."""
+        return self.cast(value, value.dtype or ir.DataType.FLOAT, ir.DataType.FLOAT)
+
     def replace(self, result: ir.Value) -> None:
         """Let a value that was emitted take the place, the name and the type of the node's output; removes the node."""
         self.replace_several([result])

@@ -28,7 +28,7 @@ def lower_selective_scans(model: ir.Model) -> list[dict[str, Any]]:
 
 def _lower(graph: ir.Graph, node: ir.Node) -> dict[str, Any]:
     emit = Emitter(graph, node)
-    x, delta, rates, keys, queries, state = (_wide(emit, value) for value in node.inputs)
+    x, delta, rates, keys, queries, state = (emit.wide(value) for value in node.inputs if value is not None)
     last, second = emit.constant([-1]), emit.constant([2])
     given = [emit("Unsqueeze", value, last) for value in (delta, emit("Mul", x, delta), queries)]
     given.insert(2, emit("Unsqueeze", keys, second))
@@ -51,11 +51,6 @@ def _token(
     kept = emit("Mul", emit("Exp", emit("Mul", delta, rates)), state)
     after = emit("Add", kept, emit("Mul", x, key))
     return after, emit("MatMul", after, query)
-
-
-def _wide(emit: Emitter, value: ir.Value | None) -> ir.Value:
-    assert value is not None
-    return emit.cast(value, value.dtype or FLOAT, FLOAT)
 
 
 def _narrow(emit: Emitter, value: ir.Value, like: ir.Value) -> ir.Value:

@@ -181,6 +181,12 @@ def joined(values: Sequence[Tensor], every: int = 1) -> Tensor:
     return torch.cat(parts)
 
 
+def joined_parts(values: Sequence[Tensor], parts: Sequence[Sequence[object]]) -> list[Tensor]:
+    """The same of each part of the inputs, which stand one behind the other."""
+    left = iter(values)
+    return [joined([next(left) for _ in part]) for part in parts]
+
+
 def with_block_cache(weight: Weight) -> Weight:
     """The same weight, which remembers the blocks that were read last instead of reading them anew."""
     return replace(weight, read=lru_cache(maxsize=_CACHED_BLOCKS)(weight.read), member=None)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
+from moec.execution.lockstep import OperatorCalls, joined_parts, run_in_lockstep
 from moec.experts.added_row import AddedRow, Read, fit_row
 from moec.experts.cut import MoeBlock, find_block, grow, names_of, rename, router_matrix
 from moec.experts.dense_network import in_float32
-from moec.experts.merged_refit import Arriving, refitted_expert
+from moec.experts.merged_refit import Arriving, judges_of, refitted_expert
 from moec.experts.stream import Stream, UntouchedStream, stream_of, without_network
 from moec.experts.stream_step import Step
 from moec.program.dialect_call import RouteCall
@@ -186,12 +186,10 @@ def add_in_order(
         place = by_first.get(calls.node)
         if place is None:
             return
-        values = iter(calls.values(0))
         with torch.inference_mode(False):
-            found = [joined([next(values) for _ in part]) for part in parts]
+            found = joined_parts(calls.values(0), parts)
             text, held_out = (Read(own[0], own[1:]) for own in (found[::2], found[1::2]))
             calls.replace(1, place.fit(text, held_out, ridge))
-            judges = torch.cat([torch.full((len(x),), bool(k % 2)) for k, x in enumerate(found)])
-            place.refit(torch.cat(found).float(), judges, calls)
+            place.refit(torch.cat(found).float(), judges_of(found), calls)
 
     run_in_lockstep(program, [sample for part in parts for sample in part], visit, until=last)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx
 
 from moec.dialect import Routing
-from moec.execution.lockstep import OperatorCalls, joined, run_in_lockstep
+from moec.execution.lockstep import OperatorCalls, joined_parts, run_in_lockstep
 from moec.experts.dense_place import put_experts
-from moec.experts.merged_refit import Arriving, refitted_expert
+from moec.experts.merged_refit import Arriving, judges_of, refitted_expert
 from moec.experts.merged_router import MergedRouter, fit_router
 from moec.experts.merged_sources import MergeSource
 from moec.experts.stream import Stream, UntouchedStream, stream_of, without_network
@@ -140,15 +140,13 @@ def fit_in_order(
         if calls.node not in by_logits:
             return
         place = by_logits[calls.node]
-        values = iter(calls.values(0))
         with torch.inference_mode(False):
-            found = [joined([next(values) for _ in part]) for part in parts]
+            found = joined_parts(calls.values(0), parts)
             calls.replace(1, place.fit(found[::2], found[1::2], ridge))
             if isinstance(place.stream, Stream):
                 streams = torch.cat([each.at(place.stream) for each in untouched])
                 lacking = streams - without_network(place.stream, calls)
-                judges = torch.cat([torch.full((len(x),), bool(k % 2)) for k, x in enumerate(found)])
-                place.refit(Arriving(torch.cat(found).float(), streams, lacking, judges))
+                place.refit(Arriving(torch.cat(found).float(), streams, lacking, judges_of(found)))
 
     run_in_lockstep(program, [sample for part in parts for sample in part], visit, until=last)
 

@@ -7,6 +7,7 @@ whichever text they are. A norm follows, so that a token counts by the inverse o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,11 @@ class Arriving:
     def of(self, chosen: Tensor) -> Arriving:
         """The tokens that are chosen, bool `[T]`."""
         return Arriving(*(value[chosen] for value in (self.x, self.streams, self.wanted, self.judges)))
+
+
+def judges_of(parts: Sequence[Tensor]) -> Tensor:
+    """Which tokens judge, bool `[T]`, of parts `[T, H]` that are to fit on and to judge in turns."""
+    return torch.cat([torch.full((len(x),), bool(k % 2)) for k, x in enumerate(parts)])
 
 
 def refitted_expert(ffn: Ffn, own: Arriving) -> tuple[Tensor, Step]:

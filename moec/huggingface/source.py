@@ -226,9 +226,9 @@ class HuggingFaceSource(Source):
 
     def save_checkpoint(self, program: Program, folder: Path, hf_format: str, progress: Progress) -> Sequence[str]:
         """Upcycled for transformers, quantized for vLLM, see `moec.huggingface.saving.save`."""
-        from moec.huggingface.saving.save import save_planned
+        from moec.huggingface.saving.save import plan_hf, write_planned
 
-        return save_planned(program, folder, self, hf_format=hf_format, progress=progress).rounding.said()
+        return write_planned(plan_hf(program, self, hf_format=hf_format), folder, progress=progress).said()
 
     def save_gguf(self, program: Program, file: Path, floats: str) -> Sequence[str]:
         """For llama.cpp, see `moec.huggingface.gguf.write`."""

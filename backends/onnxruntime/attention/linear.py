@@ -34,12 +34,12 @@ def _lower_node(graph: ir.Graph, node: ir.Node) -> dict[str, str]:
     assert query is not None and key is not None and value is not None and state is not None
     scale, epsilon = (node.attributes[name].as_float() for name in ("scale", "epsilon"))
     rule = update_rule(decay, rate)
-    pair = [_unit(emit, _wide(emit, x), size_of(x, 3), epsilon) for x in (query, key)]
-    rows = [_packed(emit, x, like) for x, like in zip((*pair, _wide(emit, value)), (query, key, value), strict=True)]
+    pair = [_unit(emit, emit.wide(x), size_of(x, 3), epsilon) for x in (query, key)]
+    rows = [_packed(emit, x, like) for x, like in zip((*pair, emit.wide(value)), (query, key, value), strict=True)]
     if decay is not None:
-        decay = _wide(emit, decay) if _rank(decay) == 3 else _packed(emit, _wide(emit, decay), decay)
+        decay = emit.wide(decay) if _rank(decay) == 3 else _packed(emit, emit.wide(decay), decay)
     y, present = emit.several(
-        2, OPERATOR, *rows, _wide(emit, state), decay, None if rate is None else _wide(emit, rate), domain=MICROSOFT,
+        2, OPERATOR, *rows, emit.wide(state), decay, None if rate is None else emit.wide(rate), domain=MICROSOFT,
         q_num_heads=size_of(query, 2), kv_num_heads=size_of(value, 2), update_rule=rule, scale=scale,
     )  # fmt: skip
     y = emit("Reshape", y, emit.constant([0, 0, size_of(value, 2), size_of(value, 3)]))
@@ -53,10 +53,6 @@ def update_rule(decay: ir.Value | None, rate: ir.Value | None) -> str:
     if rate is None:
         return "linear" if decay is None else "gated"
     return "delta" if decay is None else "gated_delta"
-
-
-def _wide(emit: Emitter, value: ir.Value) -> ir.Value:
-    return emit.cast(value, value.dtype or FLOAT, FLOAT)
 
 
 def _rank(value: ir.Value) -> int:

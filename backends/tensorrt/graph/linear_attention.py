@@ -32,16 +32,16 @@ def _lower(graph: ir.Graph, node: ir.Node) -> dict[str, str]:
     assert query is not None and key is not None and value is not None and state is not None
     scale, epsilon = (node.attributes[name].as_float() for name in ("scale", "epsilon"))
     each = size_of(value, 2) // size_of(key, 2)
-    rows = [_row(emit, _every_head(emit, _unit(emit, _wide(emit, x), epsilon), x, each)) for x in (query, key)]
+    rows = [_row(emit, _every_head(emit, _unit(emit, emit.wide(x), epsilon), x, each)) for x in (query, key)]
     rows[0] = emit("Mul", rows[0], emit.number(scale, FLOAT))
-    given = [*rows, _row(emit, _wide(emit, value))]
+    given = [*rows, _row(emit, emit.wide(value))]
     if decay is not None:
-        kept, by_head = emit("Exp", _wide(emit, decay)), _rank(decay) == 3
+        kept, by_head = emit("Exp", emit.wide(decay)), _rank(decay) == 3
         given.append(emit("Unsqueeze", kept, emit.constant([3, 4] if by_head else [4])))
     if rate is not None:
-        given.append(emit("Unsqueeze", _wide(emit, rate), emit.constant([3, 4])))
+        given.append(emit("Unsqueeze", emit.wide(rate), emit.constant([3, 4])))
     has = decay is not None, rate is not None
-    after, read = emit.scan(lambda body, *values: _token(body, has, *values), [_wide(emit, state)], given, axis=1)
+    after, read = emit.scan(lambda body, *values: _token(body, has, *values), [emit.wide(state)], given, axis=1)
     y = emit("Squeeze", read, emit.constant([3]))
     emit.replace_several([emit.cast(y, FLOAT, value.dtype or FLOAT), emit.cast(after, FLOAT, state.dtype or FLOAT)])
     why = "TensorRT has no operator for it: a token is one turn of a loop, a prompt one turn for each of its tokens"
@@ -62,10 +62,6 @@ def _token(
         value = emit("Mul", emit("Sub", value, emit("MatMul", key, memory)), next(left))
     after = emit("Add", memory, emit("Mul", emit("Transpose", key, perm=[0, 1, 3, 2]), value))
     return after, emit("MatMul", query, after)
-
-
-def _wide(emit: Emitter, value: ir.Value) -> ir.Value:
-    return emit.cast(value, value.dtype or FLOAT, FLOAT)
 
 
 def _row(emit: Emitter, x: ir.Value) -> ir.Value:

@@ -13,6 +13,7 @@ from moec.errors import MoecError
 from moec.huggingface.saving.compressed_tensors import in_packed_form
 from moec.huggingface.saving.folder import publish, write_checkpoint
 from moec.huggingface.saving.gptq import in_gptq_form, require_kept
+from moec.huggingface.saving.half_precision import Rounding
 from moec.huggingface.saving.planned import Planned, plan
 from moec.program.program import Program
 from moec.program.trainable import TrainableProgram
@@ -59,21 +60,15 @@ def save_hf(
             reasons; M203 when 16 bits do not hold its scales; M201 for an unknown form; M210 when the folder cannot be
             written.
     """
-    planned = save_planned(model, folder, source, dtype, max_shard_bytes, progress, hf_format)
+    planned = plan_hf(model, source, dtype, hf_format)
+    write_planned(planned, folder, max_shard_bytes, progress)
     return str(planned.config.model_type)
 
 
-def save_planned(
-    model: Program | TrainableProgram,
-    folder: str | Path,
-    source: Any = None,
-    dtype: torch.dtype | None = None,
-    max_shard_bytes: int = SHARD_BYTES,
-    progress: Progress | None = None,
-    hf_format: str = FORMATS[0],
-) -> Planned:
-    """`save_hf`; returns what was written, which knows what became of its numbers."""
-    planned = plan_hf(model, source, dtype, hf_format)
+def write_planned(
+    planned: Planned, folder: str | Path, max_shard_bytes: int = SHARD_BYTES, progress: Progress | None = None
+) -> Rounding:
+    """Write what `plan_hf` says, and say what became of its numbers. Raises as `save_hf` does."""
 
     def write(place: Path) -> None:
         config, stored, beside, code = planned.config, planned.stored, planned.beside, planned.code
@@ -81,7 +76,7 @@ def save_planned(
         require_kept(planned.rounding)
 
     publish(Path(folder), write)
-    return planned
+    return planned.rounding
 
 
 def plan_hf(

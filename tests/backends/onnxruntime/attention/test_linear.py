@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -16,7 +16,7 @@ from moec.backends.onnxruntime.attention.linear import lower_linear_attention
 from tests.backends.onnxruntime.blocks import error, session
 
 Lowering = Callable[[ir.Model], list[dict[str, str]]]
-LIMIT = 1e-5
+LIMIT, HEADS = 1e-5, [(4, 4), (2, 4), (1, 3)]
 D, V = 8, 6
 RULES = {"linear": (), "gated": ("decay",), "delta": ("rate",), "gated_delta": ("decay", "rate")}
 
@@ -59,13 +59,12 @@ def difference(got: list[Tensor], tensors: dict[str, Any], **rule: float) -> flo
     return max(error(a, b) for a, b in zip(got, want, strict=True))
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (2, 4), (1, 3)], ids=str)
-@pytest.mark.parametrize("rule", RULES)
-def test_every_length_rule_and_number_of_heads(rule: str, heads: tuple[int, int]) -> None:
+def check_lengths(lower: Lowering, rule: str, heads: tuple[int, int], lengths: Sequence[int]) -> Iterator[Any]:
+    """Compare at each length, decays by head and by channel; yields each model that was made, and its fact."""
     for by_channel in [False, True] if "decay" in RULES[rule] else [False]:
-        model, fact = lowered(given(5, rule, heads, by_channel), scale=0.3, epsilon=0.0)
-        assert fact["formulation"] == rule
-        for length in (1, 2, 15, 16, 63, 64, 65, 130):
+        model, fact = lowered(given(5, rule, heads, by_channel), lower, scale=0.3, epsilon=0.0)
+        yield model, fact
+        for length in lengths:
             tensors = given(length, rule, heads, by_channel, batch=1 + length % 3)
             got = run(model, tensors)
             assert difference(got, tensors, scale=0.3, epsilon=0.0) < LIMIT
@@ -73,20 +72,37 @@ def test_every_length_rule_and_number_of_heads(rule: str, heads: tuple[int, int]
             assert difference(got, {**tensors, "state": tensors["state"] * 1.1}, scale=0.3) > 100 * LIMIT
 
 
-def test_queries_and_keys_are_brought_to_one_length() -> None:
+def check_units(lower: Lowering) -> None:
+    """Queries and keys are brought to one length."""
     tensors = given(7, "gated_delta", (2, 4))
     tensors |= {"query": tensors["query"] * 7, "key": tensors["key"] * 0.01}
     tensors["key"][1, :3] = 0.0  # padding
-    got = run(lowered(tensors, scale=0.3, epsilon=1e-6)[0], tensors)
+    got = run(lowered(tensors, lower, scale=0.3, epsilon=1e-6)[0], tensors)
     assert difference(got, tensors, scale=0.3, epsilon=1e-6) < LIMIT
     assert difference(got, tensors, scale=0.3, epsilon=1e-4) > 100 * LIMIT
     assert difference(got, tensors, scale=0.3) > 100 * LIMIT
 
 
-def test_half_precision_is_computed_in_float32() -> None:
+def check_half_precision(lower: Lowering) -> None:
+    """What is half is computed in float32."""
     half = {n: t.half() if n in ("query", "key", "value") else t for n, t in given(70, "gated_delta", (2, 4)).items()}
-    got = run(lowered(half, scale=0.3, epsilon=1e-6)[0], half)
+    got = run(lowered(half, lower, scale=0.3, epsilon=1e-6)[0], half)
     assert difference(got, half, scale=0.3, epsilon=1e-6) < 1e-3, "one rounding"
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("rule", RULES)
+def test_every_length_rule_and_number_of_heads(rule: str, heads: tuple[int, int]) -> None:
+    for _, fact in check_lengths(lower_linear_attention, rule, heads, (1, 2, 15, 16, 63, 64, 65, 130)):
+        assert fact["formulation"] == rule
+
+
+def test_queries_and_keys_are_brought_to_one_length() -> None:
+    check_units(lower_linear_attention)
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    check_half_precision(lower_linear_attention)
 
 
 def test_an_exported_program_has_the_node() -> None:
