@@ -12,19 +12,16 @@ concatenates for the standard operator.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from moe_cpu import environment
 from onnx import TensorProto, helper
+from reporting import add_output, environment, put_out
 
-RESULTS = Path(__file__).with_name("results")
 HEADS, GROUPS, SIZE = 16, 8, 128
 CASES = [
     (1, 1, 0),
@@ -197,10 +194,10 @@ def measure(sessions: dict[str, Any], feeds: dict[str, Any], seconds: float) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--seconds", type=float, default=0.7, help="for each case and form")
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/attention_cpu.json")
+    add_output(parser, "attention_cpu")
     options = parser.parse_args()
     report: dict[str, Any] = {**environment(), "rows": []}
+    lines = []
     sessions = {form: session(form) for form in FORMS}
     for case in CASES:
         times = measure(sessions, inputs_of(*case), options.seconds)
@@ -214,15 +211,10 @@ def main() -> None:
             )
             if ratio is not None:
                 report["rows"].append({"case": str(case), "who": who, "value": round(ratio, 3), "unit": "x moec"})
-            if not options.json:
-                print(
-                    f"{case!s:<16}{form:<36}{statistics.median(values) * 1e3:9.3f} "
-                    f"ms{'' if ratio is None else f'{ratio:8.2f} x moec'}"
-                )
-    if options.save:
-        RESULTS.joinpath("attention_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
-    if options.json:
-        print(json.dumps(report))
+            beside = "" if ratio is None else f"{ratio:8.2f} x moec"
+            lines.append(f"{case!s:<16}{form:<36}{statistics.median(values) * 1e3:9.3f} ms{beside}")
+            print(lines[-1], file=sys.stderr)
+    put_out("attention_cpu", report, "\n".join(lines), options)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -23,13 +22,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from reporting import PACKAGES, add_output, among_kept, environment, lines_of, put_out, rows_of_one
 from safetensors.torch import save_file
 
-RESULTS = Path(__file__).with_name("results") / "big_model.json"
 COARSE = 2.0  # deviation that is allowed where weights are quantized: random ones are worse than any that were trained
 HIDDEN, INTERMEDIATE, EXPERTS, VOCAB = 4096, 14336, 8, 32000
 
@@ -133,10 +131,7 @@ def run(folder: Path, layers: int, passes: str) -> list[dict[str, object]]:
     }
     shutil.rmtree(engine)
     case = f"Mixtral-8x7B width, {layers} layers, bf16 -> {passes or 'fp32'}"
-    return [
-        {"case": f"{case}: {name}", "who": "moec", "value": value, "unit": unit}
-        for name, (value, unit) in figures.items()
-    ]
+    return rows_of_one(case, figures)
 
 
 def main() -> None:
@@ -144,31 +139,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where to put checkpoint and engine; a temporary folder by default")
     parser.add_argument("--pass", dest="passes", default="", help="passes before the target's own")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument(
-        "--save", action="store_true", help=f"put the figures into {RESULTS.name}, in place of those of the same case"
-    )
+    add_output(parser, "big_model")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         rows = run(options.folder or Path(temporary), options.layers, options.passes)
-    versions = {name: version(name) for name in ("moec", "torch", "transformers", "onnxruntime-gpu", "onnx-ir")}
-    report = {
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": versions,
-        "rows": rows,
-    }
-    if options.save:
-        cases = {row["case"] for row in rows}
-        older = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-        RESULTS.write_text(
-            json.dumps({**report, "rows": [r for r in older if r["case"] not in cases] + rows}, indent=2) + "\n"
-        )
-    if options.json:
-        print(json.dumps(report, indent=2))
-        return
-    for row in rows:
-        value = f"{row['value'] / 2**30:.2f} GiB" if row["unit"] == "B" else f"{row['value']:.3g} {row['unit']}"
-        print(f"{row['case']:<85} {value}")
+    report = {**environment((*PACKAGES, "onnx-ir")), "rows": among_kept("big_model", rows) if options.save else rows}
+    put_out("big_model", report, lines_of(report["rows"]), options)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import statistics
 import sys
 import tempfile
@@ -36,9 +35,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from moe_cpu import RESULTS, environment
 from preset_models import write_tokens
 from presets import Subject
+from reporting import add_output, among_kept, environment, keep, show
 from torch import Tensor
 
 import moec
@@ -238,8 +237,7 @@ def main() -> None:
     parser.add_argument("--judged", type=int, default=2048, help="tokens that judge")
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--speed", action="store_true", help="measure engines, too")
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"add the rows to {RESULTS.name}/carve.json and .md")
+    add_output(parser, "carve")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = list[dict[str, Any]]()
@@ -247,7 +245,7 @@ def main() -> None:
         rows += case
         if options.save:
             save(case)
-    print(json.dumps({**environment(), "rows": rows}) if options.json else table(rows))
+    show({**environment(), "rows": rows}, table(rows), options)
 
 
 def cases(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
@@ -261,15 +259,8 @@ def cases(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
 
 def save(rows: list[dict[str, Any]]) -> None:
     """Put a case's rows in the place of those that were measured before; a run that is stopped loses no other case."""
-    path = RESULTS / "carve.json"
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
-    own = {r["case"] for r in rows}
-    places = [k for k, r in enumerate(before) if r["case"] in own]
-    at = places[0] if places else len(before)
-    kept = [[r for r in part if r["case"] not in own] for part in (before[:at], before[at:])]
-    report = {**environment(), "rows": [*kept[0], *rows, *kept[1]]}
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    path.with_suffix(".md").write_text(f"{__doc__}\n{table(report['rows'])}\n")
+    report = {**environment(), "rows": among_kept("carve", rows)}
+    keep("carve", report, f"{__doc__}\n{table(report['rows'])}")
 
 
 def minilm() -> str:

@@ -12,16 +12,16 @@ comes out is not looked at: random weights have nothing to route by.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from moe_cpu import environment
+from reporting import add_output, environment, lines_of, rows_of_one, show
 
 import moec
 from moec.pipeline.calibration import Calibration
@@ -41,7 +41,7 @@ transformers.LlamaForCausalLM(config).save_pretrained(sys.argv[1])
 """
 
 
-def measured(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+def measured(folder: Path, options: argparse.Namespace) -> dict[str, tuple[Any, str]]:
     """Seconds and bytes of one carve."""
     program = moec.capture(folder, cache=False)
     ids = torch.randint(3, VOCABULARY, (options.tokens,), generator=torch.Generator().manual_seed(0))
@@ -49,10 +49,10 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     _, steps = Pipeline.parse(options.how).run(program, Context(0, calibration=calibration))
     return {
-        "layers": len(steps[-1].facts["layers"]),
-        "wall_s": round(time.perf_counter() - wall, 1),
-        "cpu_s": round(time.process_time() - cpu, 1),
-        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "layers": (len(steps[-1].facts["layers"]), ""),
+        "wall time": (round(time.perf_counter() - wall, 1), "s"),
+        "CPU time": (round(time.process_time() - cpu, 1), "s"),
+        "peak RSS": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "B"),
     }
 
 
@@ -64,14 +64,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--how", default="carve(experts=16, active=8)")
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a line")
+    add_output(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     sizes = [options.hidden, options.inner, options.layers, VOCABULARY]
     with tempfile.TemporaryDirectory(prefix="moec-carve-large-") as folder:
         subprocess.run([sys.executable, "-c", _WRITE, folder, *map(str, sizes)], check=True)
         found = measured(Path(folder), options)
-    print(json.dumps({**environment(), **found}) if options.json else ", ".join(f"{k} {v}" for k, v in found.items()))
+    case = f"{options.how}, {options.layers} layers of {options.hidden} and {options.inner}, {options.tokens} tokens"
+    report = {**environment(), "rows": rows_of_one(case, found)}
+    show(report, lines_of(report["rows"]), options)
 
 
 if __name__ == "__main__":

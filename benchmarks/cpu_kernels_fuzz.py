@@ -15,12 +15,12 @@ kernels`).
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from pathlib import Path
 
 import torch
+from reporting import add_output, environment, lines_of, rows_of_one, show
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -96,7 +96,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="the first number")
-    parser.add_argument("--json", action="store_true")
+    add_output(parser)
     asked = parser.parse_args()
     library = open_library(require_library("cpu_kernels_fuzz"))
     isas, worst, sharp, bad = here(library), 0.0, 0, {}
@@ -107,8 +107,9 @@ def main() -> int:
         if why:
             bad[number] = why
             print(f"case {number}: {', '.join(why)}", file=sys.stderr, flush=True)
-    figures = {"cases": asked.cases, "isas": isas, "largest error": worst, "sharp": sharp, "wrong": bad}
-    print(json.dumps(figures) if asked.json else "\n".join(f"{name:<14} {value}" for name, value in figures.items()))
+    figures = {"cases": asked.cases, "largest error": worst, "sharp": sharp, "wrong": len(bad)}
+    rows = rows_of_one(", ".join(isas), {name: (value, "") for name, value in figures.items()})
+    show({**environment(), "wrong": bad, "rows": rows}, lines_of(rows), asked)
     return 1 if bad else 0
 
 

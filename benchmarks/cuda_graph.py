@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from moe_cpu import environment
+from reporting import RESULTS as FOLDER
+from reporting import Row, add_output, environment, keep, show
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -33,7 +34,7 @@ from tests.cuda_stand_in.engines import FORMS, MODELS, captured, lower  # noqa: 
 from tests.cuda_stand_in.observation import Observation, Part  # noqa: E402
 from tests.cuda_stand_in.observe import Job, observe_all  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results" / "cuda_graph.json"
+RESULTS = FOLDER / "cuda_graph.json"
 DEPTHS = 2, 4
 DEEP = "fp16", "int4"  # the forms of which a layer's share is found; the others' is much the same
 DEFAULT = "fp32", "fp16", "int4", "int8"
@@ -166,6 +167,17 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *estimates(sides), "", *notes])
 
 
+def rows_of(results: dict[str, Any]) -> list[Row]:
+    """The table's figures, a row each."""
+    cells = [(side, key, f) for side in results for key, f in results[side]["cells"].items()]
+    return [
+        {"case": f"{key}, {side}", "who": "moec", "value": found, "unit": column}
+        for side, key, figures in cells
+        for column in COLUMNS
+        if (found := shown(column, figures)) not in ("", "–")
+    ]
+
+
 def estimates(sides: list[dict[str, Cell]]) -> list[str]:
     found = []
     for when, side in zip(("before", "after"), sides, strict=True):
@@ -194,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], help="models, or model/form")
     parser.add_argument("--sm", type=int, default=90, help="the compute capability that the stand-in tells")
-    parser.add_argument("--json", action="store_true")
+    add_output(parser)
     parser.add_argument("--save", choices=("before", "after"))
     asked = parser.parse_args()
     if odd := [t for t in asked.only if t.partition("/")[0] not in CASES or not any(chosen([t]).values())]:
@@ -208,9 +220,8 @@ def main() -> None:
         cells |= {f"{case} {form}": figures for form, figures in measure(case, forms, asked.sm).items()}
         results[side] |= {"environment": environment(), "sm": asked.sm, "cells": cells}
         if asked.save:
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-            RESULTS.with_suffix(".md").write_text(table(results) + "\n")
-    print(json.dumps(results, indent=1) if asked.json else table(results))
+            keep(RESULTS.stem, results, table(results))
+    show({**environment(), "rows": rows_of(results), **results}, table(results), asked)
 
 
 if __name__ == "__main__":

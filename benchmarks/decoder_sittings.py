@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
@@ -18,9 +17,8 @@ from typing import Any
 
 import numpy as np
 from decoder_contestants import CONTESTANTS
-from moe_cpu import environment
+from reporting import add_output, environment, put_out, under_machine
 
-RESULTS = Path(__file__).with_name("results")
 PROMPT, SHORT = 512, 64  # tokens of a prompt that is timed, and of one before decoding is
 
 Times = dict[str, dict[str, list[float]]]  # of whom, of what, in seconds
@@ -129,7 +127,7 @@ class Benchmark:
                 self.cases[name].save(folder)
                 found = compete(name, folder, wanted, meter, options.sittings, options.limit)
             report["rows"] += self.rows_of(name, *found)
-        publish(report, under_machine(report, self.table(report)), self.name, options)
+        put_out(self.name, report, under_machine(report, self.table(report)), options)
 
     def _options(self) -> argparse.Namespace:
         parser = argparse.ArgumentParser(description=self.about.split("\n\n")[0])
@@ -153,24 +151,8 @@ class Benchmark:
         parser.add_argument(
             "--limit", type=float, default=600.0, help="seconds that a contestant may take to get ready"
         )
-        parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-        parser.add_argument("--save", action="store_true", help=f"write JSON and a table into {RESULTS.name}/")
+        add_output(parser, self.name)
         return parser.parse_args()
-
-
-def under_machine(report: dict[str, Any], lines: list[str]) -> str:
-    """A table's lines, with the machine and the versions above them."""
-    machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    head = f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}"
-    return "\n".join([head, "", *lines]).rstrip()
-
-
-def publish(report: dict[str, Any], table: str, name: str, options: argparse.Namespace) -> None:
-    """Print a report as JSON or as its table; with `--save` write both."""
-    if options.save:
-        RESULTS.joinpath(f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-        RESULTS.joinpath(f"{name}.md").write_text(table + "\n")
-    print(json.dumps(report) if options.json else table)
 
 
 def compete(

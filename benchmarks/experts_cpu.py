@@ -20,25 +20,22 @@ float64 or float32, in standard deviations of the output, beside eager's.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from moe_contestants import CASES, Case
-from moe_cpu import environment
+from reporting import add_output, environment, keep, show
 from torch import Tensor
 
 import moec
 from moec.huggingface.accelerate import IMPLEMENTATION
 from moec.timing.probe import largest_cache
 
-RESULTS = Path(__file__).with_name("results")
 BLOCKS = {**CASES, "C": Case("128 experts of 768, top-8, hidden 2048 (Qwen3-30B-A3B)", 128, 8, 768, 2048)}
 CONTESTANTS = {"moec": IMPLEMENTATION, "grouped_mm": "grouped_mm", "eager": "eager"}
 ROWS, WIDTH = 1024, 2048  # of the product whose rate is measured
@@ -120,15 +117,16 @@ def table(report: dict[str, Any]) -> str:
         "| block | dtype | tokens | moec, ms | grouped_mm, ms | eager, ms | read | rate | off, moec | off, eager |"
     ]
     lines.append("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
-    for key in dict.fromkeys((r["block"], r["dtype"], r["tokens"]) for r in rows):
-        of = {r["who"]: r["value"] for r in rows if (r["block"], r["dtype"], r["tokens"]) == key}
+    for case in dict.fromkeys(r["case"] for r in rows):
+        of = {r["who"]: r["value"] for r in rows if r["case"] == case}
         times = " | ".join(f"{of[who]:.2f}" for who in CONTESTANTS)
         shares = " | ".join(f"{of[who]:.2f}" for who in ("read", "rate"))
-        lines.append(
-            f"| {' | '.join(map(str, key))} | {times} | {shares} | {of['off, moec']:.0e} | {of['off, eager']:.0e} |"
-        )
+        key, off = " | ".join(case.replace("T=", "").split()), (of["off, moec"], of["off, eager"])
+        lines.append(f"| {key} | {times} | {shares} | {off[0]:.0e} | {off[1]:.0e} |")
     machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    blocks = [f"{name}: {case.title}" for name, case in BLOCKS.items() if any(r["block"] == name for r in rows)]
+    blocks = [
+        f"{name}: {case.title}" for name, case in BLOCKS.items() if any(r["case"].startswith(f"{name} ") for r in rows)
+    ]
     head = f"{machine['cpu']}, one thread, processor time, load {machine['load'][0]:.1f}; {versions}"
     return "\n".join([head, "", "; ".join(blocks), "", *lines])
 
@@ -139,8 +137,7 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[1, 4, 16, 128, 1024])
     parser.add_argument("--seconds", type=float, default=5.0, help="for each number of tokens")
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/experts_cpu.json and .md")
+    add_output(parser, "experts_cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
     report: dict[str, Any] = {**environment(), "rows": []}
@@ -149,13 +146,12 @@ def main() -> None:
             with torch.inference_mode():
                 bench = Bench(BLOCKS[name], getattr(torch, dtype))
                 for tokens in options.tokens:
-                    key = {"block": name, "dtype": dtype, "tokens": tokens}
-                    report["rows"] += [{**key, **row} for row in bench.measure(tokens, options.seconds)]
+                    case = f"{name} {dtype} T={tokens}"
+                    report["rows"] += [{"case": case, **row} for row in bench.measure(tokens, options.seconds)]
                     print(f"{name}, {dtype}, {tokens} tokens: done", file=sys.stderr)
             if options.save:
-                RESULTS.joinpath("experts_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
-                RESULTS.joinpath("experts_cpu.md").write_text(table(report) + "\n")
-    print(json.dumps(report) if options.json else table(report))
+                keep("experts_cpu", report, table(report))
+    show(report, table(report), options)
 
 
 if __name__ == "__main__":

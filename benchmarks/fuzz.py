@@ -23,6 +23,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from reporting import add_output, environment, lines_of, rows_of_one, show
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -118,7 +120,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--seconds", type=float, default=120.0)
-    parser.add_argument("--json", action="store_true")
+    add_output(parser)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.work:
@@ -132,15 +134,13 @@ def main() -> int:
         done = fuzz(folder, attacks, asked.workers, asked.seconds)
     statuses = Counter((kind, str(status)) for kind, _, status, *_ in done)
     wrong = [row for row in done if row[3]]
-    if asked.json:
-        print(json.dumps({"attacks": len(done), "statuses": [[*k, n] for k, n in statuses.items()], "wrong": wrong}))
-        return 1 if wrong else 0
-    for kind in asked.kinds:
-        counts = {status: n for (k, status), n in sorted(statuses.items()) if k == kind}
-        print(f"{kind:<10} {sum(counts.values()):>5}  " + ", ".join(f"exit {s}: {n}" for s, n in counts.items()))
+    rows = rows_of_one("attacks", {"all": (len(done), ""), "wrong": (len(wrong), "")})
+    for (kind, status), number in sorted(statuses.items()):
+        rows += rows_of_one(kind, {f"exit {status}": (number, "")})
+    lines = [lines_of(rows)]
     for kind, seed, status, why, arguments, text in wrong:
-        print(f"\n{kind} {seed}: exit {status}, {', '.join(why)}: moec {' '.join(map(repr, arguments))}\n{text!r}")
-    print(f"\n{len(wrong)} of {len(done)} wrong")
+        lines.append(f"{kind} {seed}: exit {status}, {', '.join(why)}: moec {' '.join(map(repr, arguments))}\n{text!r}")
+    show({**environment(), "wrong": wrong, "rows": rows}, "\n\n".join(lines), asked)
     return 1 if wrong else 0
 
 

@@ -12,7 +12,6 @@ left behind. Exit status 1 when anything differs.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from huge_source import small_config, write_folder
 from kills import in_fork
+from reporting import add_output, environment, lines_of, rows_of_one, show
 
 from moec.files.kept import FOLDER, entries
 from moec.files.regular import file_hash
@@ -78,7 +78,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("kills", 4), ("rounds", 1), ("layers", 2), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--json", action="store_true")
+    add_output(parser)
     asked = parser.parse_args()
     chance, killed, wrong = random.Random(asked.seed), list[str](), list[str]()
     with tempfile.TemporaryDirectory(prefix="moec-huge-kills-") as name:
@@ -93,10 +93,11 @@ def main() -> int:
             found, said = one_round(place, takes_s, asked.kills, chance)
             killed += said
             wrong += [f"round {number}: {f}" for f in sorted(want.keys() | found) if want.get(f) != found.get(f)]
-    if asked.json:
-        print(json.dumps({"takes_s": takes_s, "killed": killed, "files": want, "wrong": wrong}, indent=2))
-    else:
-        print("\n".join([*killed, f"{len(want)} files, {len(wrong)} wrong", *wrong]))
+    figures = {"one compile": (takes_s, "s"), "killed": (len(killed), ""), "files": (len(want), ""),
+               "wrong": (len(wrong), "")}  # fmt: skip
+    rows = rows_of_one(f"{asked.layers} layers", figures)
+    report = {**environment(), "killed": killed, "files": want, "wrong": wrong, "rows": rows}
+    show(report, "\n".join([*killed, lines_of(rows), *wrong]), asked)
     return 1 if wrong else 0
 
 

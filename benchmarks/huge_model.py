@@ -18,20 +18,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from huge_sink import CountingSink
 from huge_source import deepseek_v3, drawn_source, small_config
+from reporting import PACKAGES, RESULTS, add_output, environment, keep, show
 
 from moec.backends.onnx.writing import stream_model
 from moec.backends.onnxruntime.lowering import lowered
@@ -46,7 +44,6 @@ from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from moec.weights.shards import stream_shards
 
-RESULTS = Path(__file__).with_name("results") / "huge_model.json"
 SHARD_BYTES = 5 * 10**9
 FORMS = ("onnx", "checkpoint")
 SMALLEST = 5 * 10**9  # bytes of a checkpoint that stands in the fit
@@ -161,11 +158,11 @@ def _shown(row: dict[str, Any]) -> str:
 
 def save(report: dict[str, Any]) -> None:
     """Put the runs beside earlier ones, in place of those of the same size and forms, and find the lines anew."""
-    older = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+    path = RESULTS / "huge_model.json"
+    older = json.loads(path.read_text())["runs"] if path.exists() else []
     runs = {(run["size"], *sorted(run["files"])): run for run in [*older, *report["runs"]]}
     report = {**report, "runs": list(runs.values()), "rows": rows_of(list(runs.values()))}
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
-    RESULTS.with_suffix(".md").write_text(table(report["rows"]))
+    keep("huge_model", report, table(report["rows"]))
 
 
 def main() -> None:
@@ -177,8 +174,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="the same architecture with 8 small experts")
     parser.add_argument("--graph", action="store_true", help="write no weights")
     parser.add_argument("--one", action="store_true", help="measure in this process, and print that as JSON")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--save", action="store_true", help=f"put the figures into {RESULTS.name} and its table")
+    add_output(parser, "huge_model")
     asked = parser.parse_args()
     forms = [] if asked.graph else asked.form
     if asked.one:
@@ -190,15 +186,10 @@ def main() -> None:
         command += ["--form", *asked.form]
         command += [f"--{name}" for name in ("small", "graph") if getattr(asked, name)]
         found.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
-    report = {
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {name: version(name) for name in ("moec", "torch", "transformers", "onnx-ir")},
-        "runs": found,
-        "rows": rows_of(found),
-    }
+    report = {**environment((*PACKAGES, "onnx-ir")), "runs": found, "rows": rows_of(found)}
     if asked.save:
         save(report)
-    print(json.dumps(report, indent=2) if asked.json else table(report["rows"]))
+    show(report, table(report["rows"]), asked)
 
 
 if __name__ == "__main__":

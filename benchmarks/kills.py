@@ -13,7 +13,6 @@ wrong.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -22,6 +21,8 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+
+from reporting import add_output, environment, lines_of, rows_of_one, show
 
 os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parents[1]
@@ -119,7 +120,7 @@ def main() -> int:
     parser.add_argument("--random", type=int, default=200)
     parser.add_argument("--aimed", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
+    add_output(parser)
     asked = parser.parse_args()
     found: Counter[tuple[str, str]] = Counter()
     wrong: list[str] = []
@@ -140,12 +141,10 @@ def main() -> int:
                 print(wrong[-1], file=sys.stderr, flush=True)
             if (number + 1) % 25 == 0:
                 print(f"{number + 1} of {asked.random + asked.aimed}", file=sys.stderr, flush=True)
-    if asked.json:
-        print(json.dumps({"found": [[*key, n] for key, n in found.items()], "wrong": wrong, "takes_s": takes_s}))
-    else:
-        for (kind, there), n in sorted(found.items()):
-            print(f"{kind:<7} the {there} engine: {n}")
-        print("\n".join([f"{len(wrong)} wrong", *wrong]))
+    rows = rows_of_one("kills", {"one compile": (takes_s, "s"), "wrong": (len(wrong), "")})
+    for (kind, there), number in sorted(found.items()):
+        rows += rows_of_one(kind, {f"the {there} engine": (number, "")})
+    show({**environment(), "wrong": wrong, "rows": rows}, "\n".join([lines_of(rows), *wrong]), asked)
     return 1 if wrong else 0
 
 

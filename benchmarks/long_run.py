@@ -15,20 +15,18 @@ differs or memory grew by more than 2 % between the first and the last quarter.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
 import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from long_run_models import STATES, VOCABULARY, compile_small
+from reporting import add_output, environment, lines_of, show
 from torch import Tensor
 
 import moec
@@ -121,7 +119,7 @@ def main() -> int:
         help="an engine folder with at least 512 tokens in its vocabulary, instead of the small model",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
+    add_output(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         found = run(
@@ -130,25 +128,10 @@ def main() -> int:
             options.seed,
         )
     rows = rows_of(found)
-    if options.json:
-        versions = {name: version(name) for name in ("moec", "torch", "transformers", "onnxruntime-gpu")}
-        machine = f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
-        print(json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=2))
-    else:
-        print("\n".join(f"{r['case']:<38}{_figure(r)}" for r in rows))
+    show({**environment(), "rows": rows}, lines_of(rows), options)
     for text in found["different"][:10]:
         print(f"differs: {text}", file=sys.stderr)
     return int(bool(found["different"]) or rows[-1]["value"] > GROWTH)
-
-
-def _figure(row: dict[str, Any]) -> str:
-    if row["unit"] == "B":
-        return f"{row['value'] / 2**20:>10.1f} MiB"
-    return (
-        f"{row['value']:>10.5g} {row['unit']}"
-        if isinstance(row["value"], float)
-        else f"{row['value']:>10} {row['unit']}"
-    )
 
 
 if __name__ == "__main__":

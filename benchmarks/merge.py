@@ -17,7 +17,6 @@ prompts: its `gate_mode: hidden`, with the calibration texts' windows as prompts
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from merge_models import KINDS, WINDOW, fine_tuned, write_texts
-from moe_cpu import RESULTS
+from reporting import Row, add_output, among_kept, environment, keep, show
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -41,6 +40,7 @@ from moec.program.decoder_signature import text_inputs
 from moec.program.program import Program
 from moec.weights.lazy import from_tensor
 
+GAIN = "gain"
 FACTORS = (0.5, 0.7, 1.0)
 PROMPTS = 16
 
@@ -105,7 +105,7 @@ class Case:
         names = list(self.folders)
         before = [self.dense(self.base, self.val[n]) for n in names]
         gained = [b - self.dense(self.own[n], self.val[n]) for b, n in zip(before, names, strict=True)]
-        yield "gain, nats a token", gained, {"base": before}
+        yield GAIN, gained, {"base": before}
 
         def kept(losses: list[float]) -> list[float]:
             return [(b - x) / g for b, x, g in zip(before, losses, gained, strict=True)]
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--train", nargs="+", default=["kept", "full"], choices=["kept", "full"])
     for name, value in (("seeds", 1), ("steps", 150), ("tokens", 8192), ("judged", 8)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--save", action="store_true")
+    add_output(parser, "merge")
     options = parser.parse_args()
     rows = []
     for how in options.train:
@@ -174,22 +174,35 @@ def main() -> None:
                 facts[method] = said
                 print(how, seed, method, np.round(shares, 4).tolist(), file=sys.stderr, flush=True)
         for method, each in found.items():
-            means = [statistics.mean(column) for column in zip(*each, strict=True)]
-            row = {"train": how, "method": method, **dict(zip(KINDS, means, strict=True)), "seeds": len(each)}
-            rows.append({**row, "tokens": options.tokens, "facts": facts[method]})
-        if options.save:
-            save(rows, options)
-    print(json.dumps(rows, indent=1))
+            more = {"seeds": len(each), "tokens": options.tokens, "facts": facts[method]}
+            for kind, column in zip(KINDS, zip(*each, strict=True), strict=True):
+                unit = "nats a token" if method == GAIN else "of the gain"
+                row = {"case": f"{how}, {kind}", "who": method, "value": statistics.mean(column), "unit": unit}
+                rows.append({**row, **more})
+        if options.save:  # a run that is stopped loses what it had not finished, and nothing else
+            report = report_of(among_kept("merge", rows, lambda row: (row["case"], row["who"])), options)
+            keep("merge", report, table(report["rows"]))
+    show(report_of(rows, options), table(rows), options)
 
 
-def save(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    """Put rows in the place of those of the same fine-tunes and method; a run that is stopped loses what it had not
-    finished, and nothing else."""
-    path, own = RESULTS / "merge.json", {(row["train"], row["method"]) for row in rows}
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
-    kept = [row for row in before if (row["train"], row["method"]) not in own]
+def table(rows: list[Row]) -> str:
+    """Methods as lines, what the models were trained on as columns."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    value = {(row["case"], row["who"]): row["value"] for row in rows}
+    lines = [
+        "| shares of the gain (the gain: nats a token) | " + " | ".join(cases) + " |",
+        "|---|" + "--:|" * len(cases),
+    ]
+    for who in dict.fromkeys(row["who"] for row in rows):
+        cells = [f"{value[case, who]:.3f}" if (case, who) in value else "–" for case in cases]
+        lines.append(f"| {who} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def report_of(rows: list[Row], options: argparse.Namespace) -> dict[str, Any]:
+    """The rows with the machine, the versions and how they were made."""
     settings = {name: getattr(options, name) for name in ("seeds", "steps", "tokens", "judged")}
-    path.write_text(json.dumps({"settings": settings, "rows": [*kept, *rows]}, indent=1) + "\n")
+    return {**environment(), "settings": settings, "rows": rows}
 
 
 if __name__ == "__main__":

@@ -21,26 +21,21 @@ have: no implementation in float32 can take less.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from moe_contestants import CASES, CONTESTANTS, OURS, VOCABULARY, Case
+from reporting import RESULTS, environment, put_out, under_machine
 from torch import Tensor
 
-from moec.execution.machine import cores
-
-RESULTS = Path(__file__).with_name("results")
 SHAPES = {
     1: (1, 1),
     4: (1, 4),
@@ -180,22 +175,6 @@ def rows_of(name: str, tokens: int, found: dict[str, Any]) -> list[dict[str, Any
     return rows
 
 
-def environment() -> dict[str, Any]:
-    model = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    packages = ("torch", "transformers", "onnxruntime-gpu", "onnx", "onnxscript", "moec")
-    return {
-        "machine": {"cpu": model, "cores": cores(), "system": platform.platform(), "load": os.getloadavg()},
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-    }
-
-
 def table(report: dict[str, Any]) -> str:
     """The report for people, as Markdown."""
     rows = report["rows"]
@@ -215,11 +194,7 @@ def table(report: dict[str, Any]) -> str:
     lines.append(
         "| experts chosen | " + " | ".join(f"{value[c, 'experts chosen', 'experts']:.1f}" for c in cases) + " |"
     )
-    machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    clock = machine.get("clock", "time")
-    return "\n".join(
-        [f"{machine['cpu']}, {machine['cores']} cores, {clock}, load {machine['load'][0]:.1f}; {versions}", "", *lines]
-    )
+    return under_machine(report, lines)
 
 
 def main() -> None:
@@ -265,10 +240,7 @@ def main() -> None:
             for person in people.values():
                 person.close()
         report["rows"] += [row for tokens in options.tokens for row in rows_of(name, tokens, joined(found[tokens]))]
-    if options.save:
-        RESULTS.joinpath(f"{options.save}.json").write_text(json.dumps(report, indent=1) + "\n")
-        RESULTS.joinpath(f"{options.save}.md").write_text(table(report) + "\n")
-    print(json.dumps(report) if options.json else table(report))
+    put_out(options.save, report, table(report), options)
 
 
 if __name__ == "__main__":

@@ -30,16 +30,15 @@ mean nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from reporting import add_output, environment, put_out
 
 if "--toy" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
@@ -51,7 +50,6 @@ from torch import Tensor
 from moec.kernels import tuning
 from moec.kernels.tiles import FEW_TOKENS, ROWS, read, written
 
-RESULTS = Path(__file__).with_name("results")
 TOKENS = [1, 16, 4096, 4, 64, 256, 1024]  # the ends first: what is left out at the deadline is the middle
 MARGIN = 2.0
 WAITING = ("eager", "onnxruntime")  # which wait for the device inside, and cannot be captured
@@ -203,15 +201,11 @@ def contestants(block: Block, names: list[str]) -> dict[str, Any]:
     return found
 
 
-def environment(toy: bool) -> dict[str, Any]:
+def about(toy: bool) -> dict[str, Any]:
+    """The machine, its GPU before all, and the versions."""
     gpu = "none: Triton's interpreter" if toy else torch.cuda.get_device_name()
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "triton", "transformers", "onnxruntime-gpu", "moec"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "none"
-    return {"machine": {"gpu": gpu, "system": platform.platform()}, "versions": versions}
+    found = environment(("torch", "triton", "transformers", "onnxruntime-gpu", "moec"))
+    return {**found, "machine": {"gpu": gpu, **found["machine"]}}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -267,7 +261,7 @@ def table(report: dict[str, Any]) -> str:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     toy, shapes = options.toy, TOYS if options.toy else SHAPES
     device, dtype, timer, end = "cpu" if toy else "cuda", torch.bfloat16, Timer(toy), time.monotonic() + options.seconds
-    report: dict[str, Any] = {**environment(toy), "limits": limits(timer), "rows": [], "left_out": []}
+    report: dict[str, Any] = {**about(toy), "limits": limits(timer), "rows": [], "left_out": []}
     for name in [n for n in options.shape if n in shapes]:
         for bits in options.bits:
             report["rows"] += block_rows(name, shapes[name], bits, options, timer, report, end, device, dtype)
@@ -343,8 +337,7 @@ def main() -> None:
         action="store_true",
         help="registers and shared memory of the kernels on five GPU generations, without a GPU, and end",
     )
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/moe_gpu.json and .md")
+    add_output(parser, "moe_gpu")
     options = parser.parse_args()
     if options.resources:
         print("\n".join(resources()))
@@ -359,10 +352,7 @@ def main() -> None:
             print(tune(options))
             return
         report = run(options)
-    if options.save:
-        RESULTS.joinpath("moe_gpu.json").write_text(json.dumps(report, indent=1) + "\n")
-        RESULTS.joinpath("moe_gpu.md").write_text(table(report) + "\n")
-    print(json.dumps(report) if options.json else table(report))
+    put_out("moe_gpu", report, table(report), options)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ verdict is which of the two is faster; pairs that are within 3 % of each other c
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from moe_cpu import RESULTS, environment
+from reporting import add_output, environment, put_out, under_machine
 
 VOCABULARY, NEAR, EQUAL = 8000, 0.15, 0.03
 TOKENS = ((1, 64), (1, 700), (2, 64), (4, 64), (8, 48), (16, 32), (32, 32))  # texts, tokens behind each
@@ -210,11 +209,9 @@ def verdict(value: dict[tuple[str, str], float], dense: str, mixture: str) -> bo
 def table(report: dict[str, Any]) -> str:
     """The report for people, as Markdown."""
     rows = report["rows"]
-    machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    lines = [f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}", ""]
     whos = ("within 15 %", "inside the interval", "measured over predicted")
     value = {(r["case"], r["who"]): r for r in rows}
-    lines += ["| | " + " | ".join(whos) + " |", "|---|" + "---|" * len(whos)]
+    lines = ["| | " + " | ".join(whos) + " |", "|---|" + "---|" * len(whos)]
     for group in dict.fromkeys(r["case"] for r in rows if r["who"] == whos[0]):
         shares = [f"{100 * value[group, w]['value']:.0f} % {value[group, w]['unit']}" for w in whos[:2]]
         lines.append(f"| {group} | {' | '.join(shares)} | {value[group, whos[2]]['value']:.2f} |")
@@ -228,7 +225,7 @@ def table(report: dict[str, Any]) -> str:
     for case in dict.fromkeys(r["case"] for r in rows if r["who"] == "measured"):
         m, p, low, high = (value[case, w]["value"] for w in ("measured", "predicted", "low", "high"))
         lines.append(f"| {case} | {m:.3g} | {p:.3g} | {low:.3g} to {high:.3g} |")
-    return "\n".join(lines)
+    return under_machine(report, lines)
 
 
 def main() -> None:
@@ -239,8 +236,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=12, help="that are timed in a visit")
     parser.add_argument("--urgent", action="store_true", help="on a shared machine: before others while it times")
     parser.add_argument("--keep", type=Path, help="write the probe's times and the engines' there, to look at them")
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/plan.json and .md")
+    add_output(parser, "plan")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="moec-bench-") as work:
         times, probe, shapes = measure(options, Path(work))
@@ -250,10 +246,7 @@ def main() -> None:
         import pickle
 
         options.keep.write_bytes(pickle.dumps((times, dict(probe._times), shapes)))
-    if options.save:
-        RESULTS.joinpath("plan.json").write_text(json.dumps(report, indent=1) + "\n")
-        RESULTS.joinpath("plan.md").write_text(table(report) + "\n")
-    print(json.dumps(report) if options.json else table(report))
+    put_out("plan", report, table(report), options)
 
 
 START = time.perf_counter()

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from plan_tables import RESULTS, put_out
+from plan_tables import PACKAGES
+from reporting import add_output, environment, put_out, show
 
 from moec.errors import MoecError
 from moec.planning.devices import devices
@@ -127,15 +127,14 @@ def text(every: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write JSON and a table into {RESULTS.name}/")
+    add_output(parser, "plan_servers")
     options = parser.parse_args()
     why = why_none(devices()["h200"])
     if why:
-        print(json.dumps({"skipped": why}) if options.json else f"skipped: {why}")
+        show({**environment(PACKAGES), "skipped": why, "rows": []}, f"skipped: {why}", options)
         return
     every = rows()
-    put_out("plan_servers", every, text(every), options)
+    put_out("plan_servers", {**environment(PACKAGES), "rows": every}, text(every), options)
 
 
 if __name__ == "__main__":

@@ -18,21 +18,17 @@ nine of ten do not surpass.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from reporting import add_output, environment, put_out, show
 
-from moec.execution.machine import machine
 from moec.planning.devices import devices
 from moec.planning.interpolation import Table
 from moec.planning.measured import SYSTEMS, Kind, kinds, tables, why_none
 
-RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("moec", "aiconfigurator-core")
 FORMATS = ("bf16", "fp8", "int4", "mxfp4", "nvfp4")
 QUARTER, FOLDS = 0.25, 5
 # the columns of each kind's sizes that say which size it is; the others are batch and context
@@ -134,27 +130,16 @@ def text(every: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def put_out(name: str, rows: list[dict[str, Any]], table: str, options: argparse.Namespace) -> None:
-    """Print rows as JSON, with the machine and the versions, or their table; keep both where that is asked."""
-    versions = {package: version(package) for package in ("moec", "aiconfigurator-core")}
-    report = {"machine": asdict(machine()), "versions": versions, "rows": rows}
-    if options.save:
-        RESULTS.joinpath(f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-        RESULTS.joinpath(f"{name}.md").write_text(table + "\n")
-    print(json.dumps(report) if options.json else table)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
     parser.add_argument("--format", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--most", type=int, default=600, help="points that a table is asked for")
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write JSON and a table into {RESULTS.name}/")
+    add_output(parser, "plan_tables")
     options = parser.parse_args()
     why = why_none(devices()[options.device[0]])
     if why:
-        print(json.dumps({"skipped": why}) if options.json else f"skipped: {why}")
+        show({**environment(PACKAGES), "skipped": why, "rows": []}, f"skipped: {why}", options)
         return
     every = [
         row
@@ -164,7 +149,7 @@ def main() -> None:
         for row in rows(device, format, way, options.most)
     ]
     report = [*summary(every), *every]
-    put_out("plan_tables", report, text(report), options)
+    put_out("plan_tables", {**environment(PACKAGES), "rows": report}, text(report), options)
 
 
 if __name__ == "__main__":

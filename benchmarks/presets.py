@@ -24,7 +24,6 @@ of the least times of 15 turns, the median of 7 such ratios. One token behind 64
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -35,9 +34,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from moe_cpu import RESULTS, environment
 from preset_models import upcycled, write_tokens
 from quality import compare, read, size_bytes
+from reporting import add_output, among_kept, environment, keep, show
 from torch import Tensor
 
 import moec
@@ -321,8 +320,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=100, help="to train upcycled models for")
     parser.add_argument("--recipes", action="store_true", help="other recipes instead of the presets, in PyTorch")
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"add the rows to {RESULTS.name}/presets.json and .md")
+    add_output(parser, "presets")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for model, name in zip(options.models, options.name or options.models, strict=True):
@@ -330,18 +328,14 @@ def main() -> None:
         rows = recipes_of(subject) if options.recipes else rows_of(subject, options.presets)
         report = {**environment(), "rows": rows}
         report = _merged(report) if options.save else report
-        print(json.dumps(report) if options.json else table(report["rows"]), flush=True)
+        show(report, table(report["rows"]), options)
 
 
 def _merged(report: dict[str, Any]) -> dict[str, Any]:
     """The report with the rows of other models that were saved before; written to the results."""
-    path = RESULTS / "presets.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    own = {r["case"] for r in report["rows"]}
-    report["rows"] = [*(r for r in before if r["case"] not in own), *report["rows"]]
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report["rows"] = among_kept("presets", report["rows"])
     write_costs(report["rows"], Path(moec.__file__).parent / "presets")
-    path.with_suffix(".md").write_text(f"{__doc__}\n{table(report['rows'])}\n", encoding="utf-8")
+    keep("presets", report, f"{__doc__}\n{table(report['rows'])}")
     return report
 
 

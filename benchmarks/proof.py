@@ -34,11 +34,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from moe_cpu import RESULTS, environment
 from proof_cases import RIGHT, Case, Right
 from proof_contestants import PEOPLE, absent, bisection_says, judged, moec_says
 from proof_mutants import MUTANTS, Mutant
 from proof_report import table
+from reporting import add_output, environment, put_out
 
 from moec.errors import MoecError
 
@@ -163,8 +163,7 @@ def main() -> None:
     parser.add_argument(
         "--baseline", help="the Python of another checkout's environment, to compare compile times with"
     )
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write JSON and a table into {RESULTS.name}/")
+    add_output(parser, "proof")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     begun = time.perf_counter()
@@ -176,11 +175,7 @@ def main() -> None:
     rows += compile_times(options.baseline) if options.baseline else []
     reports = {m.name: m.report for m in MUTANTS}
     report = {**environment(), "reports": reports, "rows": rows}
-    text = table(report)
-    if options.save:
-        RESULTS.joinpath("proof.json").write_text(json.dumps(report, indent=1) + "\n")
-        RESULTS.joinpath("proof.md").write_text(text + "\n")
-    print(json.dumps(report) if options.json else text)
+    put_out("proof", report, table(report), options)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 
 from proof_contestants import PEOPLE
 from proof_mutants import FOUND
+from reporting import under_machine
 
 SHORT = ("moec", "transf.", "optimum", "Polygr.", "tokens")
 
@@ -41,9 +42,7 @@ def table(report: dict[str, Any]) -> str:
         if value.get((case, who))
     ]
     lines += _problems(report)
-    machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    head = f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}"
-    return "\n".join([head, "", *lines])
+    return under_machine(report, lines)
 
 
 def _count(value: dict[tuple[str, str], Any], cases: list[str], who: str) -> str:

@@ -25,7 +25,6 @@ Engines of ONNX Runtime are built of four of the rows: their files' size beside 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
 import statistics
@@ -38,10 +37,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from moe_cpu import RESULTS, environment
 from quality_model import trained
 from quality_report import orders, table, targets
 from quality_rows import BUILT, ROWS, Row
+from reporting import add_output, environment, keep, show
 from torch import Tensor, fx
 
 from moec.compiler.open import open_source
@@ -226,8 +225,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=1, help="matrices of the model that is trained here are too small for more"
     )
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/quality.json and .md")
+    add_output(parser, "quality")
     return parser.parse_args()
 
 
@@ -272,7 +270,7 @@ def main() -> None:
     if not options.only:
         report["rows"] += engines(harness, options.group)
         save(report, options.save)
-    print(json.dumps(report) if options.json else table(report))
+    show(report, table(report), options)
 
 
 def harness_of(options: argparse.Namespace) -> Harness:
@@ -351,8 +349,7 @@ def save(report: dict[str, Any], wanted: bool) -> None:
     """Judge what there is; write it where that was asked for."""
     report["targets"], report["orders"] = targets(report["rows"]), orders(report["rows"])
     if wanted:
-        RESULTS.joinpath("quality.json").write_text(json.dumps(report, indent=1) + "\n")
-        RESULTS.joinpath("quality.md").write_text(table(report) + "\n")
+        keep("quality", report, table(report))
 
 
 _UNITS = {"kl": "nats a token", "spread": "nats a token", "seconds": "s a seed", "bytes": "bytes"}

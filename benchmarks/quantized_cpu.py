@@ -16,7 +16,6 @@ bytes as the chosen experts have in float32, `read 4` when packed to 4 bits.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -29,7 +28,8 @@ from typing import Any
 import moe_contestants
 import torch
 from moe_contestants import CASES, VOCABULARY, Case
-from moe_cpu import RESULTS, SHAPES, Contestant, environment, flusher, table
+from moe_cpu import SHAPES, Contestant, flusher, table
+from reporting import add_output, environment, put_out
 
 GROUP, BASE = 64, "float32"
 EXACT, ROUNDED = 1e-3, 0.25  # max |d|/std from the first engine of the same bits
@@ -147,8 +147,7 @@ def main() -> None:
         default=0.0,
         help="on a shared machine: seconds to wait, before each run, for others to be idle",
     )
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/quantized_cpu.json and .md")
+    add_output(parser, "quantized_cpu")
     options = parser.parse_args()
     report: dict[str, Any] = {**environment(), "group": GROUP, "rows": []}
     flush, always = flusher(), (BASE, "4 bits grouped", "8 bits grouped", "reference")
@@ -162,10 +161,7 @@ def main() -> None:
         for person in people.values():
             person.close()
     text = table(report).replace("ratio to moec's best", f"ratio to {BASE}")
-    if options.save:
-        RESULTS.joinpath("quantized_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
-        RESULTS.joinpath("quantized_cpu.md").write_text(text + "\n")
-    print(json.dumps(report) if options.json else text)
+    put_out("quantized_cpu", report, text, options)
 
 
 if __name__ == "__main__":

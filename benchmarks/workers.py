@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MOEC_CACHE_DIR"] = "off"
@@ -25,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from moe_cpu import RESULTS, environment  # noqa: E402
+from reporting import Row, add_output, environment, lines_of, put_out, rows_of_one  # noqa: E402
 
 from moec.huggingface.source import HuggingFaceSource  # noqa: E402
 from moec.pipeline.calibration import Calibration  # noqa: E402
@@ -74,8 +72,7 @@ def main() -> int:
     parser.add_argument("--workers", nargs="+", default=["local:1", "local:2"])
     for name, default in (("hidden", 512), ("layers", 2), ("experts", 8), ("tokens", 16384), ("turns", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of lines")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/workers.json")
+    add_output(parser, "workers")
     asked = parser.parse_args()
     program = mixture(asked.hidden, asked.layers, asked.experts)
     found: dict[str, list[tuple[float, float, str]]] = {}
@@ -83,25 +80,23 @@ def main() -> int:
         for place in (HERE, *asked.workers):
             found.setdefault(place, []).append(measure(program, place, asked.tokens))
     report = {**environment(), "settings": vars(asked), "pass": PASS, "rows": rows_of(found)}
-    if asked.save:
-        (RESULTS / "workers.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report) if asked.json else "\n".join(map(str, report["rows"])), flush=True)
+    put_out("workers", report, lines_of(report["rows"]), asked)
     return int(len({digest for turns in found.values() for *_, digest in turns}) > 1)
 
 
-def rows_of(found: dict[str, list[tuple[float, float, str]]]) -> list[dict[str, Any]]:
-    """A row a place: all seconds, the least, and its ratio to none's."""
+def rows_of(found: dict[str, list[tuple[float, float, str]]]) -> list[Row]:
+    """Rows of each place: the least seconds of the start and of the pass, its ratio to none's, and the hashes."""
     least = {place: min(seconds for _, seconds, _ in turns) for place, turns in found.items()}
-    return [
-        {
-            "workers": place,
-            "start_s": round(min(start for start, *_ in turns), 2),
-            "pass_s": [round(seconds, 2) for _, seconds, _ in turns],
-            "to_none": round(least[place] / least[HERE], 3),
-            "sha256": sorted({digest for *_, digest in turns}),
+    rows = []
+    for place, turns in found.items():
+        figures = {
+            "start": (round(min(start for start, *_ in turns), 2), "s"),
+            "pass": (round(least[place], 2), "s"),
+            "pass beside none": (round(least[place] / least[HERE], 3), "x"),
+            "sha256": (" ".join(sorted({digest for *_, digest in turns})), ""),
         }
-        for place, turns in found.items()
-    ]
+        rows += rows_of_one(place, figures)
+    return rows
 
 
 if __name__ == "__main__":

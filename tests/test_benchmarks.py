@@ -35,3 +35,27 @@ def test_a_name_that_moved_is_found() -> None:
     assert list(missing("from moec.execution import parts\nfrom moec.execution.parts import responds")) == [
         "line 2: from moec.execution.parts import responds"
     ]
+
+
+def printed_elsewhere(text: str) -> Iterator[str]:
+    """Where a script prints JSON by itself: a benchmark's report goes through `benchmarks/reporting.py`, so that each
+    has a machine, versions and rows."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+            texts = [ast.unparse(argument) for argument in node.args]
+            if any("options.json" in t or "asked.json" in t for t in texts):
+                yield f"line {node.lineno}: {texts[0]}"
+
+
+# the one that prints for all, and one whose rows come from the files of its stages
+THEIRS = ("reporting.py", "first_day.py")
+BENCHMARKS = [p for p in SCRIPTS if p.parent.name == "benchmarks"]
+
+
+@pytest.mark.parametrize("script", BENCHMARKS, ids=lambda p: p.name)
+def test_its_json_is_a_report(script: Path) -> None:
+    assert script.name in THEIRS or list(printed_elsewhere(script.read_text(encoding="utf-8"))) == []
+
+
+def test_json_of_ones_own_is_found() -> None:
+    assert list(printed_elsewhere("print(json.dumps(1) if options.json else 2)")) != []
