@@ -1,4 +1,4 @@
-"""Engines that several tests share: built once a worker, never changed."""
+"""Models and engines that several tests share: made once for all workers, never changed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.command_line import Cli
+from tests.made_once import made_once
 from tests.zoo import save
 
 os.environ["MOEC_CACHE_DIR"] = "off"  # a test that wants one names its own
@@ -36,13 +37,13 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 @pytest.fixture(scope="session")
 def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Mixtral as a Hugging Face folder."""
-    return Path(save("mixtral", tmp_path_factory.mktemp("models") / "mixtral"))
+    return made_once(tmp_path_factory, "models/mixtral", lambda path: save("mixtral", path))
 
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random dense Llama as a Hugging Face folder."""
-    return Path(save("llama", tmp_path_factory.mktemp("models") / "llama"))
+    return made_once(tmp_path_factory, "models/llama", lambda path: save("llama", path))
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +51,7 @@ def mixtral_engine(mixtral: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """The engine of `mixtral`."""
     import moec
 
-    out = tmp_path_factory.mktemp("engines") / "mixtral"
-    moec.compile(str(mixtral), out=out)
-    return out
+    return made_once(tmp_path_factory, "engines/mixtral", lambda path: moec.compile(str(mixtral), out=path))
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random BART, an encoder and a decoder, as a Hugging Face folder."""
     from tests import encoder_decoders
 
-    return encoder_decoders.save("bart", tmp_path_factory.mktemp("models") / "bart")
+    return made_once(tmp_path_factory, "models/bart", lambda path: encoder_decoders.save("bart", path))
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +73,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random LLaVA with experts, a model of text and images, as a Hugging Face folder with its processor."""
     from tests import vision_language
 
-    return vision_language.save("llava", tmp_path_factory.mktemp("models") / "llava")
+    return made_once(tmp_path_factory, "models/llava", lambda path: vision_language.save("llava", path))
 
 
 @pytest.fixture(scope="session")
@@ -82,9 +81,7 @@ def seeing_engine(seeing: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The engine of `seeing`: three graphs."""
     import moec
 
-    out = tmp_path_factory.mktemp("engines") / "llava"
-    moec.compile(str(seeing), out=out)
-    return out
+    return made_once(tmp_path_factory, "engines/llava", lambda path: moec.compile(str(seeing), out=path))
 
 
 @pytest.fixture(scope="session")
@@ -92,17 +89,12 @@ def translator_engine(translator: Path, tmp_path_factory: pytest.TempPathFactory
     """The engine of `translator`: two graphs."""
     import moec
 
-    out = tmp_path_factory.mktemp("engines") / "bart"
-    moec.compile(str(translator), out=out)
-    return out
+    return made_once(tmp_path_factory, "engines/bart", lambda path: moec.compile(str(translator), out=path))
 
 
 @pytest.fixture(scope="session")
 def cpu_kernels_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """moec's kernels for CPUs, compiled from the sources here, once for all workers; those that the environment names,
-    where it does."""
-    import fcntl
-
+    """moec's kernels for CPUs, compiled from the sources here; those that the environment names, where it does."""
     from moec.kernels.cpu.building import LIBRARY, build, compiler
     from moec.kernels.cpu.library import PLACE, require_library
 
@@ -110,11 +102,7 @@ def cpu_kernels_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return require_library()
     if not compiler():
         pytest.skip("needs a C++ compiler")
-    base = tmp_path_factory.getbasetemp()
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with (folder / "kernels.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return folder / LIBRARY if (folder / LIBRARY).exists() else build(folder / LIBRARY)
+    return made_once(tmp_path_factory, f"kernels/{LIBRARY}", build)
 
 
 @pytest.fixture
