@@ -21,18 +21,17 @@ BY_NUMPY = tests/kernels/device $(wildcard tests/kernels/test_*.py) \
 	$(addprefix tests/dialect/test_,activation.py experts.py experts_backward.py moe.py routing.py)
 OLD_CPU = OPENBLAS_CORETYPE=Nehalem ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: demo test test-all numbers lint docs pictures first-hour wheel-demo serving kernels kernels-checked clean
+.PHONY: demo test test-all tests numbers lint style types docs pictures first-hour wheel-demo serving kernels kernels-checked clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/minilm.py demo-engine
 
-test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test test-all: style # types take a minute of one core: beside the tests
+	$(MAKE) -j2 types tests $(if $(filter test-all,$@),MARKS='-m ""')
 	$(MAKE) numbers
 
-test-all: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
-	$(MAKE) numbers
+tests: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(MARKS)
 
 numbers: $(STAMP)
 ifneq ($(OPENBLAS_CORETYPE),Haswell) # `test` has run them so already
@@ -40,9 +39,13 @@ ifneq ($(OPENBLAS_CORETYPE),Haswell) # `test` has run them so already
 endif
 	$(OLD_CPU) $(NUMBERS) tests/kernels tests/dialect tests/quantization
 
-lint: $(STAMP)
+lint: style types
+
+style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(STAMP)
 	$(BIN)/mypy
 
 kernels: $(STAMP)
