@@ -96,7 +96,8 @@ $(VLLM_VENV)/.installed:
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
+	@# 300 MB of Python are compiled when they are imported, most of them never
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	@# without its dependencies: it asks for onnxruntime, whose files would replace those of onnxruntime-gpu
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt onnxruntime-genai \
 		|| echo "onnxruntime-genai is not to be had here; the tests that run it will be skipped"
