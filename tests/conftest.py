@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from tests.command_line import Cli
-from tests.made_once import made_once
+from tests.made_once import made_once, shared
 from tests.zoo import save
 
 os.environ["MOEC_CACHE_DIR"] = "off"  # a test that wants one names its own
+BEHIND_CAPTURES = ("huggingface/saving/",)  # what is tested there comes after a capture, which may be a kept one
 torch.set_num_threads(1)  # pytest runs one worker a core
-gc.set_threshold(100_000, 10, 10)  # as in moec.startup; Python's own 700 costs a fifth of the tests
+gc.set_threshold(100_000, 10, 10)  # as in moec.startup; with this and `modules_stay` 5 % of the time, without 10 %
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,6 +27,15 @@ def modules_stay() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def captures_kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests of what comes after a capture take those that were kept in this run, and keep theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.relative_to(Path(__file__).parent).as_posix().startswith(BEHIND_CAPTURES):
+            patch.setenv("MOEC_CACHE_DIR", str(shared(tmp_path_factory) / "kept"))
+        yield
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ import pytest
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """The path of this name, which `make` writes: a file or a folder that no test changes. The first worker makes it,
     another waits; where it fails nothing is left, and the next one tries."""
-    base = factory.getbasetemp()
-    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    path = shared(factory) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -26,3 +25,9 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
                 shutil.rmtree(path, ignore_errors=True)
                 raise
     return path
+
+
+def shared(factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run, one for all workers."""
+    base = factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
