@@ -1,18 +1,41 @@
-"""Engines that several tests share: built once a worker, never changed."""
+"""Models and engines that several tests share: made once for all workers, never changed."""
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.command_line import Cli
+from tests.made_once import made_once, shared
 from tests.zoo import save
 
 os.environ["MOEC_CACHE_DIR"] = "off"  # a test that wants one names its own
+BEHIND_CAPTURES = ("huggingface/saving/",)  # what is tested there comes after a capture, which may be a kept one
 torch.set_num_threads(1)  # pytest runs one worker a core
+gc.set_threshold(100_000, 10, 10)  # as in moec.startup; with this and `modules_stay` 5 % of the time, without 10 %
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modules_stay() -> Iterator[None]:
+    """Searches for garbage leave out what is here before the first test: modules and tests live to the end."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def captures_kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests of what comes after a capture take those that were kept in this run, and keep theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.relative_to(Path(__file__).parent).as_posix().startswith(BEHIND_CAPTURES):
+            patch.setenv("MOEC_CACHE_DIR", str(shared(tmp_path_factory) / "kept"))
+        yield
 
 
 @pytest.fixture
@@ -24,13 +47,13 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 @pytest.fixture(scope="session")
 def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Mixtral as a Hugging Face folder."""
-    return Path(save("mixtral", tmp_path_factory.mktemp("models") / "mixtral"))
+    return made_once(tmp_path_factory, "models/mixtral", lambda path: save("mixtral", path))
 
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random dense Llama as a Hugging Face folder."""
-    return Path(save("llama", tmp_path_factory.mktemp("models") / "llama"))
+    return made_once(tmp_path_factory, "models/llama", lambda path: save("llama", path))
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +61,7 @@ def mixtral_engine(mixtral: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """The engine of `mixtral`."""
     import moec
 
-    out = tmp_path_factory.mktemp("engines") / "mixtral"
-    moec.compile(str(mixtral), out=out)
-    return out
+    return made_once(tmp_path_factory, "engines/mixtral", lambda path: moec.compile(str(mixtral), out=path))
 
 
 @pytest.fixture
@@ -54,7 +75,7 @@ def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random BART, an encoder and a decoder, as a Hugging Face folder."""
     from tests import encoder_decoders
 
-    return encoder_decoders.save("bart", tmp_path_factory.mktemp("models") / "bart")
+    return made_once(tmp_path_factory, "models/bart", lambda path: encoder_decoders.save("bart", path))
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +83,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random LLaVA with experts, a model of text and images, as a Hugging Face folder with its processor."""
     from tests import vision_language
 
-    return vision_language.save("llava", tmp_path_factory.mktemp("models") / "llava")
+    return made_once(tmp_path_factory, "models/llava", lambda path: vision_language.save("llava", path))
 
 
 @pytest.fixture(scope="session")
@@ -70,9 +91,7 @@ def seeing_engine(seeing: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The engine of `seeing`: three graphs."""
     import moec
 
-    out = tmp_path_factory.mktemp("engines") / "llava"
-    moec.compile(str(seeing), out=out)
-    return out
+    return made_once(tmp_path_factory, "engines/llava", lambda path: moec.compile(str(seeing), out=path))
 
 
 @pytest.fixture(scope="session")
@@ -80,17 +99,12 @@ def translator_engine(translator: Path, tmp_path_factory: pytest.TempPathFactory
     """The engine of `translator`: two graphs."""
     import moec
 
-    out = tmp_path_factory.mktemp("engines") / "bart"
-    moec.compile(str(translator), out=out)
-    return out
+    return made_once(tmp_path_factory, "engines/bart", lambda path: moec.compile(str(translator), out=path))
 
 
 @pytest.fixture(scope="session")
 def cpu_kernels_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """moec's kernels for CPUs, compiled from the sources here, once for all workers; those that the environment names,
-    where it does."""
-    import fcntl
-
+    """moec's kernels for CPUs, compiled from the sources here; those that the environment names, where it does."""
     from moec.kernels.cpu.building import LIBRARY, build, compiler
     from moec.kernels.cpu.library import PLACE, require_library
 
@@ -98,11 +112,7 @@ def cpu_kernels_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return require_library()
     if not compiler():
         pytest.skip("needs a C++ compiler")
-    base = tmp_path_factory.getbasetemp()
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with (folder / "kernels.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return folder / LIBRARY if (folder / LIBRARY).exists() else build(folder / LIBRARY)
+    return made_once(tmp_path_factory, f"kernels/{LIBRARY}", build)
 
 
 @pytest.fixture

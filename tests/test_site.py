@@ -17,6 +17,7 @@ from moec import registry
 from moec.cli import VERBS
 from moec.compiler.options import SETTINGS
 from moec.errors import CODES
+from tests.made_once import made_once
 from tests.pages import PAGES, ROOT
 
 SCRIPTS = ROOT / "docs" / "scripts"
@@ -26,13 +27,15 @@ SCRIPTS = ROOT / "docs" / "scripts"
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, as `make docs` builds it: a warning ends that."""
     pytest.importorskip("mkdocs", reason="MkDocs is not installed: pip install .[docs]")
-    out = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(out)],
-        cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return out
+
+    def build(out: Path) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(out)],
+            cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "site", build)
 
 
 def text_of(page: Path) -> str:

@@ -60,7 +60,7 @@ def proof(source: Source, engine: Engine, program: Program, precision: torch.dty
     return verify(source, engine, program, Tolerance.of(HALF).deviation, precision)
 
 
-@pytest.mark.parametrize("name", ["deepseek_v3", "qwen2_moe", "olmoe"])
+@pytest.mark.parametrize("name", ["deepseek_v3", "qwen2_moe", pytest.param("olmoe", marks=pytest.mark.repeats)])
 def test_nearly_tied_routers_are_proven(name: str, tmp_path: Path) -> None:
     source, program = opened(name, tmp_path)
     engine, program = through_onnxruntime(program, tmp_path / "engine")

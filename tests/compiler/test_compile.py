@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from moec.report.report import Report
 from moec.targets.target import Target
 from moec.weights.lazy import scale
 from tests.moe_module import MoeModel, source_of
+from tests.zoo import save
 
 TARGET = Target("onnxruntime")
 
@@ -177,8 +177,8 @@ class Edits(Progress):
 
 @pytest.mark.parametrize("at", ["capture", "build", "verify"])
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-def test_a_model_that_changes_meanwhile_is_refused(llama: Path, file: str, at: str, tmp_path: Path) -> None:
-    model = Path(shutil.copytree(llama, tmp_path / "model"))
+def test_a_model_that_changes_meanwhile_is_refused(file: str, at: str, tmp_path: Path) -> None:
+    model = Path(save("llama", tmp_path / "model", num_hidden_layers=1))
     changes = {"config.json": lambda data: data.replace(b"1e-06", b"1e-05"), "model.safetensors": lambda data: data}
     edit = Edits(at, model / file, changes[file])
     with pytest.raises(MoecError, match="was changed while it was read") as caught:

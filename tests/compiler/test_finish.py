@@ -22,6 +22,7 @@ from moec.pipeline.pipeline import Pipeline
 from moec.report.artefacts import hash_artefacts, parts
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
+from tests.zoo import save
 
 
 def test_the_settings_are_those_of_the_compile(mixtral_engine: Path) -> None:
@@ -48,12 +49,13 @@ def test_files_are_copied_as_they_are(mixtral_engine: Path, tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def judged(mixtral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An engine with 8-bit weights that budgets on a text let pass."""
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine of one layer with 8-bit weights that budgets on a text let pass."""
     folder = tmp_path_factory.mktemp("judged here")
+    model = save("mixtral", folder / "model", num_hidden_layers=1)
     np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, 96, 300))
     text: dict[str, Any] = {"text": folder / "tokens.npy", "window": 32, "max_kl": 0.05, "max_perplexity_ratio": 1.5}
-    api.compile(str(mixtral), out=folder / "engine", pipeline="quantize(bits=8, group=16)", **text)
+    api.compile(model, out=folder / "engine", pipeline="quantize(bits=8, group=16)", **text)
     return folder / "engine"
 
 

@@ -37,7 +37,7 @@ FAMILIES = {
     "llama": "", "qwen3": "", "gemma2": "", "phi3": "", "llama, upcycled": UPCYCLE,
     "mixtral": "", "qwen3_moe": "", "deepseek_v3": "", "gpt_oss": "", "glm4_moe": "",
 }  # fmt: skip
-REPEATED = "qwen3", "phi3", "llama, upcycled", "glm4_moe"  # another's cache and attention
+REPEATED = "llama", "qwen3", "phi3", "llama, upcycled", "glm4_moe"  # another's cache and attention
 NEW = 64
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -15,6 +15,14 @@ import pytest
 Interpret = Callable[..., Any]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest picks by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What only compiles has no numbers, and is marked so."""
+    for item in items:
+        if "compiler" in getattr(item, "fixturenames", ()):
+            item.add_marker("compiled")
+
+
 @pytest.fixture(scope="session")
 def interpret() -> Iterator[Interpret]:
     """`interpret(function, *args, **kwargs)` calls an importable function where kernels run in the interpreter, on CPU

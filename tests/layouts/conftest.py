@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.execution.test_generation import talkative
+from tests.made_once import made_once
 from tests.zoo import VOCAB
 
 LINES = (
@@ -28,8 +29,6 @@ def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("models") / "speaking-llama"
-    talkative("llama").save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer.train_from_iterator(
@@ -38,10 +37,14 @@ def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
     )
-    fast.save_pretrained(folder)
-    for name in ("tokenization_own.py", "tokenizer.pkl", "training_args.bin"):
-        (folder / name).write_bytes(b"not for clients")
-    return folder
+
+    def write(folder: Path) -> None:
+        talkative("llama").save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel
+        fast.save_pretrained(folder)
+        for name in ("tokenization_own.py", "tokenizer.pkl", "training_args.bin"):
+            (folder / name).write_bytes(b"not for clients")
+
+    return made_once(tmp_path_factory, "models/speaking-llama", write)
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +52,10 @@ def speaking_engine(speaking: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The engine of `speaking`, laid out as decoders are by default."""
     import moec
 
-    out = tmp_path_factory.mktemp("engines") / "speaking-llama"
-    assert moec.compile(speaking, out=out).layout == "genai"
-    return out
+    def build(out: Path) -> None:
+        assert moec.compile(speaking, out=out).layout == "genai"
+
+    return made_once(tmp_path_factory, "engines/speaking-llama", build)
 
 
 Decoder = Callable[[str], tuple[Path, Path]]

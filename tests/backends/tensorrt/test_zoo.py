@@ -82,6 +82,8 @@ def test_it_builds(case: Case, tmp_path: Path) -> None:
     assert ("kv_cache_update" in layers(plain)) == (caches == ["fixed"]) and (caches == ["growing"]) == (
         case.name == "llama4"
     )
+    if case.pipeline and case.name != "gpt2":
+        return  # experts that are made of one block of a dense model: packed they are those of gpt2 or of a mixture
     packed = built(
         tmp_path / "int4",
         captured,

@@ -1,0 +1,33 @@
+"""What several tests share, made once for all workers of pytest."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The path of this name, which `make` writes: a file or a folder that no test changes. The first worker makes it,
+    another waits; where it fails nothing is left, and the next one tries."""
+    path = shared(factory) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            try:
+                make(path)
+            except BaseException:
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+    return path
+
+
+def shared(factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run, one for all workers."""
+    base = factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
