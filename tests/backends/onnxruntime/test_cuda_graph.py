@@ -50,7 +50,7 @@ LAUNCHES_A_LAYER = {
     "mixtral fp16": 15,
     "olmoe *": 21,
     "llama *": 12,
-    "deepseek_v3 *": 59,
+    "deepseek_v3 *": 58,
 }
 TO_DEVICE = 2  # ids and mask
 ON_DEVICE = 3  # of mask, ids and the last row: none a layer
