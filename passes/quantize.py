@@ -17,14 +17,14 @@ from moec.program.rewriting import call_like
 from moec.quantization.bit_budget import Budget, without_data
 from moec.quantization.grid import INTEGERS, Grid
 from moec.quantization.hessians import coverage, enough_text
+from moec.quantization.in_common import overalls_of
 from moec.quantization.milder import milder
 from moec.quantization.rounding import PackedParts, quantize_stack
 from moec.quantization.sequential import Key, Sequential, key_of
 from moec.quantization.settings import KINDS, QuantizeSettings
-from moec.quantization.small_floats import Floats
 from moec.recognition.weight_roles import PACKED, Use, weight_uses, width_name
 from moec.weights.lazy import from_tensor
-from moec.weights.weight import PackedWeight
+from moec.weights.weight import FloatCodes, PackedWeight
 from moec.weights.widths import ExpertWidths
 
 aten, ops = torch.ops.aten, torch.ops.moec
@@ -187,19 +187,20 @@ class Quantize(Pass):
     # ------------------------------------------------------------------ graph
     def _rewrite(self, program: Program, todo: list[tuple[Use, Grid]], made: dict[Key, PackedParts]) -> None:
         nodes: dict[Key, fx.Node] = {}
+        overalls = overalls_of(todo)
         for use, grid in todo:
             assert use.weight is not None
             key = key_of(use, grid)
             with program.graph.inserting_before(use.node):
                 nodes[key] = nodes.get(key) or self._stand_in(
-                    program, use, made.get(key) or quantize_stack(use.weight, grid), grid
+                    program, use, made.get(key) or quantize_stack(use.weight, grid, overalls.get(key)), grid
                 )
                 self._put(program, use, nodes[key])
 
-    def _stand_in(self, program: Program, use: Use, made: PackedParts | Floats, grid: Grid) -> fx.Node:
+    def _stand_in(self, program: Program, use: Use, made: PackedParts | FloatCodes, grid: Grid) -> fx.Node:
         """What stands for the weight: its numbers, or those of each width one after another and brought into their
         order."""
-        if isinstance(made, Floats):
+        if isinstance(made, FloatCodes):
             parts = zip(made.parts(), (PACKED, "_scale", "_overall"), strict=False)
             arguments = [program.read_weight(program.add_weight(use.name + ending, part)) for part, ending in parts]
             return call_like(

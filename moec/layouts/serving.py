@@ -59,7 +59,9 @@ def _lacking(packed: Mapping[str, Any], mixture: bool) -> Iterator[str]:
     """What of packed weights vLLM has no kernel for."""
     gptq = packed["quant_method"] == "gptq"
     for stored in _by_gptq(packed, mixture) if gptq else _by_compressed_tensors(packed, mixture):
-        if stored.bits not in _BITS:
+        if stored.form:
+            yield from _of_floats(stored)
+        elif stored.bits not in _BITS:
             yield f"it has no kernel for {stored.bits} bits: write bits=4 or bits=8"
         elif stored.group not in _GROUPS:
             yield f"it has no kernel for groups of {stored.group}: write group=32, 64 or 128"
@@ -69,16 +71,25 @@ def _lacking(packed: Mapping[str, Any], mixture: bool) -> Iterator[str]:
             yield "its kernels for experts have no zero points: write symmetric=True"
         elif stored.experts and stored.bits == 4:  # 8 bits were not tried
             yield "its CPU build (0.32) has no kernel for experts of 4 bits ('No WNA16 MoE backend')"
-        if stored.bits == 8:
+        if stored.bits == 8 and not stored.form:
             ways = [*(["bits=4"] if stored.others else []), *(["lm_head=16"] if stored.head else [])]
             yield f"its CPU build (0.32) has no kernel for 8 bits: write {', '.join(ways)}"
         if gptq and stored.head:
             yield "transformers (5.23) reads no quantized head in GPTQ's form, and makes up another: write lm_head=16"
 
 
+def _of_floats(stored: _Stored) -> Iterator[str]:
+    """What it lacks for small floats: tried on a CPU, read in its sources for a GPU."""
+    nvfp4 = stored.form == "nvfp4-pack-quantized"
+    yield f"its CPU build (0.32) has no kernel for {'NVFP4' if nvfp4 else 'FP8'}; on GPUs this was not run"
+    if stored.experts and not nvfp4:
+        yield "its experts in FP8 want activations of 8 bits, too, which moec does not write: write format=nvfp4"
+
+
 @dataclass(frozen=True)
 class _Stored:
-    """How some modules are stored, and whether `experts`, the `head` or `others` are among them."""
+    """How some modules are stored, and whether `experts`, the `head` or `others` are among them. `form`: of small
+    floats, else empty."""
 
     bits: int
     group: int
@@ -86,6 +97,7 @@ class _Stored:
     experts: bool
     head: bool
     others: bool
+    form: str = ""
 
 
 def _by_compressed_tensors(packed: Mapping[str, Any], mixture: bool) -> Iterator[_Stored]:
@@ -94,7 +106,8 @@ def _by_compressed_tensors(packed: Mapping[str, Any], mixture: bool) -> Iterator
         experts = mixture and ("Linear" in group["targets"] or any("experts" in t for t in group["targets"]))
         head = any(target.endswith("lm_head") for target in group["targets"])
         others = any(not target.endswith("lm_head") for target in group["targets"])
-        yield _Stored(weights["num_bits"], weights["group_size"], weights["symmetric"], experts, head, others)
+        form = group["format"] if weights["type"] == "float" else ""
+        yield _Stored(weights["num_bits"], weights["group_size"], weights["symmetric"], experts, head, others, form)
 
 
 def _by_gptq(packed: Mapping[str, Any], mixture: bool) -> Iterator[_Stored]:

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from moec.dialect import pack
 from moec.quantization.grid import INTEGERS, Grid
-from moec.quantization.small_floats import Floats, quantize_floats
+from moec.quantization.small_floats import quantize_floats
 from moec.weights.digest import add_tensor
 from moec.weights.remembered import key_of, remembered
 from moec.weights.threads import in_threads
-from moec.weights.weight import BLOCK_BYTES, PIECE, PackedWeight, Piece, Weight, block_bytes
+from moec.weights.weight import BLOCK_BYTES, PIECE, FloatCodes, PackedWeight, Piece, Weight, block_bytes
 from moec.weights.widths import taken
 from moec.workers.working import pool
 
@@ -56,10 +56,11 @@ def quantize_weight(weight: Weight, grid: Grid) -> PackedWeight:
     return PackedWeight(codes, scale, zero, grid.stored)
 
 
-def quantize_stack(weight: Weight, grid: Grid) -> PackedParts | Floats:
-    """The same of a stack whose experts may have several widths, or of small floats."""
+def quantize_stack(weight: Weight, grid: Grid, overall: Weight | None = None) -> PackedParts | FloatCodes:
+    """The same of a stack whose experts may have several widths, or of small floats, whose `overall` number may be
+    given."""
     if grid.format != INTEGERS:
-        return quantize_floats(weight, grid.format)
+        return quantize_floats(weight, grid.format, overall)
     found = tuple(
         quantize_weight(weight if experts is None else taken(weight, experts), own) for own, experts in grid.parts()
     )

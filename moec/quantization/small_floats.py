@@ -10,8 +10,7 @@ of the weights, with one scale 2.65 %. No scale is 0. Rounding is to nearest, wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from moec.dialect.dequantize_float import FORMATS as FORMATS
 from moec.dialect.dequantize_float import GRID, LARGEST
-from moec.weights.lazy import Weight
+from moec.weights.weight import FloatCodes, Weight
 
 BLOCK = 16  # of nvfp4; the format knows no other
 WHOLE = 0  # in the place of a group: of fp8, where one scale serves the whole weight
@@ -28,25 +27,13 @@ _BITS = {"fp8": 8, "nvfp4": 4}
 _LEAST = 2.0**-9  # of E4M3's numbers above 0
 
 
-@dataclass(frozen=True)
-class Floats:
-    """The inputs of `moec::dequantize_float` as lazy weights, and the dtype of what they stand for."""
-
-    codes: Weight
-    scale: Weight
-    overall: Weight | None
-    dtype: torch.dtype
-
-    def parts(self) -> list[Weight]:
-        """Those that there are."""
-        return [self.codes, self.scale] + ([] if self.overall is None else [self.overall])
-
-
-def quantize_floats(weight: Weight, kind: str) -> Floats:
+def quantize_floats(weight: Weight, kind: str, overall: Weight | None = None) -> FloatCodes:
     """Round a floating-point weight `[..., out, in]` to small floats; nothing is read before the result is.
 
     Args:
         kind: `fp8` or `nvfp4`, whose groups of 16 divide `in`.
+        overall: of `nvfp4`, the number for the whole weight, where it has one in common with others, see
+            `overall_of`.
 
     Returns:
         For `fp8` one scale in the weight's dtype, by which its largest number becomes 448. For `nvfp4` E4M3 scales as
@@ -61,13 +48,19 @@ def quantize_floats(weight: Weight, kind: str) -> Floats:
         return Weight((*leading, columns), torch.uint8, origin, read, weight.atomic, inputs=(weight,))
 
     if kind == "fp8":
-        scale = _common(weight, LARGEST["fp8"], weight.dtype, "scale")
-        return Floats(part(width, "codes", partial(_read_fp8, weight, scale)), scale, None, weight.dtype)
-    overall = _common(
-        weight, LARGEST["fp8"] * LARGEST["nvfp4"], torch.promote_types(weight.dtype, torch.float32), "overall"
-    )
-    codes, steps = (partial(_read_nvfp4, weight, overall, index) for index in (0, 1))
-    return Floats(part(width // 2, "codes", codes), part(width // BLOCK, "scale", steps), overall, weight.dtype)
+        scale = _common([weight], LARGEST["fp8"], weight.dtype, "scale")
+        codes = part(width, "codes", partial(_read_fp8, weight, scale))
+        return FloatCodes(codes, scale, None, weight.dtype, kind)
+    overall = overall_of([weight]) if overall is None else overall
+    numbers, steps = (partial(_read_nvfp4, weight, overall, index) for index in (0, 1))
+    scale = part(width // BLOCK, "scale", steps)
+    return FloatCodes(part(width // 2, "codes", numbers), scale, overall, weight.dtype, kind)
+
+
+def overall_of(weights: Sequence[Weight]) -> Weight:
+    """The number `[]` of `nvfp4` that serves all of these weights."""
+    dtype = torch.promote_types(weights[0].dtype, torch.float32)
+    return _common(weights, LARGEST["fp8"] * LARGEST["nvfp4"], dtype, "overall")
 
 
 def bits_of(kind: str) -> int:
@@ -75,16 +68,18 @@ def bits_of(kind: str) -> int:
     return _BITS[kind]
 
 
-def _common(weight: Weight, largest: float, dtype: torch.dtype, name: str) -> Weight:
-    """One number `[]` for the whole weight: divided by it, none exceeds `largest`. It is a normal number of its dtype,
-    1 for a weight of zeros."""
+def _common(weights: Sequence[Weight], largest: float, dtype: torch.dtype, name: str) -> Weight:
+    """One number `[]` for all: divided by it, none exceeds `largest`. It is a normal number of its dtype, 1 for
+    zeros."""
 
     @lru_cache(maxsize=1)
     def one() -> Tensor:
-        found = max((float(block.abs().max()) for block in weight.blocks() if block.numel()), default=0.0)
+        blocks = (block for weight in weights for block in weight.blocks() if block.numel())
+        found = max((float(block.abs().max()) for block in blocks), default=0.0)
         return torch.tensor(max(found / largest, torch.finfo(dtype).smallest_normal) if found else 1.0).to(dtype)
 
-    return Weight((), dtype, f"{name} of ({weight.origin})", lambda _a, _b: one(), inputs=(weight,))
+    origin = ", ".join(weight.origin for weight in weights)
+    return Weight((), dtype, f"{name} of ({origin})", lambda _a, _b: one(), inputs=tuple(weights))
 
 
 def _read_fp8(weight: Weight, scale: Weight, start: int, stop: int) -> Tensor:

@@ -16,20 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.dialect import dequantize
-from moec.weights.weight import PackedWeight
+from moec.dialect import dequantize, dequantize_float
+from moec.weights.weight import FloatCodes, PackedWeight
 from moec.weights.weight import Weight as Weight
 
 
 def _keeping(weight: Weight, sources: Sequence[Weight], move: Callable[[list[Weight]], Weight]) -> Weight:
     """The weight with the codes of its sources, put through the same movement of rows; without where they do not fit
     each other."""
-    codes = [w.coded for w in sources if w.coded is not None]
-    kinds = {(c.bits, *((p.shape[-1], p.dtype) for p in c.parts())) for c in codes}
+    codes: list[Any] = [w.coded for w in sources if w.coded is not None]
+    kinds = {type(c) for c in codes}
     if len(codes) != len(sources) or len(kinds) != 1:
         return weight
-    packed, scale, *zero = (move(list(same)) for same in zip(*(c.parts() for c in codes), strict=True))
-    return replace(weight, coded=PackedWeight(packed, scale, zero[0] if zero else None, codes[0].bits))
+    return replace(weight, coded=kinds.pop().joined(codes, move))
 
 
 def from_tensor(tensor: Tensor, name: str) -> Weight:
@@ -85,10 +84,13 @@ def rearranged(text: str, function: Callable[[Tensor], Tensor], weight: Weight) 
     return _keeping(rowwise(text, function, weight), [weight], lambda parts: rowwise(text, function, parts[0]))
 
 
-def decoded(coded: PackedWeight) -> Weight:
-    """The weight that codes stand for, in the dtype of the scales."""
-    function = partial(dequantize, bits=coded.bits)
-    return replace(rowwise(f"decoded[{coded.bits}]", function, *coded.parts()), coded=coded)
+def decoded(coded: PackedWeight | FloatCodes) -> Weight:
+    """The weight that codes stand for; that of integers has the dtype of their scales."""
+    if isinstance(coded, PackedWeight):
+        function, text = partial(dequantize, bits=coded.bits), f"decoded[{coded.bits}]"
+    else:
+        function, text = partial(dequantize_float, format=coded.format, dtype=coded.dtype), f"decoded[{coded.format}]"
+    return replace(rowwise(text, function, *coded.parts()), coded=coded)
 
 
 def whole(text: str, function: Callable[..., Tensor], *inputs: Weight) -> Weight:
@@ -249,6 +251,8 @@ def cast(weight: Weight, dtype: torch.dtype) -> Weight:
     if weight.dtype == dtype:
         return weight
     changed = rowwise(f"cast[{str(dtype)[6:]}]", lambda t: t.to(dtype), weight)
+    if isinstance(weight.coded, FloatCodes):
+        return decoded(replace(weight.coded, dtype=dtype))
     return changed if weight.coded is None else decoded(replace(weight.coded, scale=cast(weight.coded.scale, dtype)))
 
 

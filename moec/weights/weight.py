@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -50,7 +50,7 @@ class Weight:
             program. Nothing reads more out of it: what is to be decided by stands in the fields below.
         read: `read(start, stop)` returns rows `start` to `stop` of the leading dimension (a scalar ignores both).
         atomic: a part costs as much as the whole, so `blocks` does not cut it.
-        coded: the integers and scales that it is decoded from, for a weight of a checkpoint that is quantized already.
+        coded: the codes and scales that it is decoded from, for a weight of a checkpoint that is quantized.
             Expressions that only move whole rows keep it, all others lose it.
         inputs: the weights that it is computed from; none for a tensor of a file or in memory.
         relaid: reading the checkpoint changed the order of its elements, since the model's code keeps them in another
@@ -66,7 +66,7 @@ class Weight:
     origin: str
     read: Callable[[int, int], Tensor]
     atomic: bool = False
-    coded: PackedWeight | None = None
+    coded: PackedWeight | FloatCodes | None = None
     inputs: tuple[Weight, ...] = field(default=(), repr=False)
     relaid: bool = False
     by_rows: bool = False
@@ -135,8 +135,8 @@ class PackedWeight:
     """A weight `[..., out, in]` as the integers, scales and zero points that `moec::dequantize` reads, all lazy.
 
     The one form of packed integers between checkpoints, quantization, programs and backends. Elsewhere are other things
-    under other names: `moec.kernels.packed.ExpertCodes`, tensors on a device, as the kernels read them;
-    `moec.quantization.small_floats.Floats`, codes of small floats.
+    under other names: `moec.kernels.packed.ExpertCodes`, tensors on a device, as the kernels read them; `FloatCodes`,
+    small floats.
 
     Attributes:
         packed: uint8 `[..., out, in * bits / 8]`, see `moec.dialect.pack`.
@@ -186,3 +186,53 @@ class PackedWeight:
         """The same function of all parts: one that selects or moves whole rows."""
         zero = None if self.zero is None else function(self.zero)
         return PackedWeight(function(self.packed), function(self.scale), zero, self.bits)
+
+    @staticmethod
+    def joined(codes: Sequence[PackedWeight], move: Move) -> PackedWeight | None:
+        """What moving the rows of these makes of their codes; None where they do not fit each other."""
+        kinds = {(c.bits, *((p.shape[-1], p.dtype) for p in c.parts())) for c in codes}
+        if len(kinds) != 1:
+            return None
+        packed, scale, *zero = (move(list(same)) for same in zip(*(c.parts() for c in codes), strict=True))
+        return PackedWeight(packed, scale, zero[0] if zero else None, codes[0].bits)
+
+
+@dataclass(frozen=True)
+class FloatCodes:
+    """A weight `[..., out, in]` as the small floats that `moec::dequantize_float` reads, all lazy.
+
+    Attributes:
+        codes: uint8. `fp8`: `[..., out, in]`; `nvfp4`: `[..., out, in / 2]`.
+        scale: `fp8`: one number `[]`; `nvfp4`: E4M3 numbers as bytes, `[..., out, in / 16]`.
+        overall: of `nvfp4`, one number `[]` for the whole weight.
+        dtype: of the weight that it stands for.
+        format: `fp8` or `nvfp4`.
+    """
+
+    codes: Weight
+    scale: Weight
+    overall: Weight | None
+    dtype: torch.dtype
+    format: str
+
+    def parts(self) -> list[Weight]:
+        """Codes, scales, and the number for all where there is one."""
+        return [self.codes, self.scale] + ([] if self.overall is None else [self.overall])
+
+    @property
+    def kind(self) -> str:
+        """For reports."""
+        return self.format
+
+    @staticmethod
+    def joined(codes: Sequence[FloatCodes], move: Move) -> FloatCodes | None:
+        """What moving the rows of these makes of their codes; None where they have other numbers for all rows."""
+        first = codes[0]
+        single = [part for part in first.parts() if not part.shape]
+        if any([p for p in c.parts() if not p.shape] != single or c.format != first.format for c in codes):
+            return None
+        scale = move([c.scale for c in codes]) if first.scale.shape else first.scale
+        return replace(first, codes=move([c.codes for c in codes]), scale=scale)
+
+
+Move = Callable[[list[Weight]], Weight]  # of rows

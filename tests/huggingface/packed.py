@@ -52,7 +52,8 @@ def read_by_library(folder: Path) -> dict[str, Tensor]:
     from compressed_tensors.utils.match import match_name
 
     config, stored, found = QuantizationConfig.model_validate(config_of(folder)), tensors(folder), {}
-    for name in [n.removesuffix(".weight_packed") for n in stored if n.endswith(".weight_packed")]:
+    packed = [n.removesuffix(".weight_scale") for n in stored if n.endswith(".weight_scale")]
+    for name in packed:
         assert not any(match_name(name, target) for target in config.ignore or [])
         groups = list(config.config_groups.values())
         named = [g for g in groups if any(match_name(name, target) for target in g.targets)]

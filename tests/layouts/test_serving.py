@@ -31,6 +31,13 @@ def notes(name: str, passes: str, folder: Path, hf_format: str = "compressed-ten
         ("llama", "quantize(bits=8, group=32, lm_head=16)", ["8 bits: write bits=4"], ["lm_head", "parallel"]),
         ("llama", "quantize(bits=4, group=32, lm_head=4)", [], ["kernel", "lm_head"]),
         ("llama", "quantize(bits=2, group=32, lm_head=16)", ["bits=4"], ["parallel"]),
+        (
+            "mixtral",
+            "quantize(bits=8, format=fp8, lm_head=16)",
+            ["for FP8", "format=nvfp4"],
+            ["groups", "8 bits: write"],
+        ),
+        ("llama", "quantize(bits=4, format=nvfp4, lm_head=16)", ["for NVFP4"], ["groups", "activations"]),
     ],
 )
 def test_what_vllm_lacks_is_said(name: str, passes: str, said: list[str], unsaid: list[str], tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from moec.dialect import dequantize_float
-from moec.quantization.small_floats import Floats, _nearest, quantize_floats
+from moec.quantization.small_floats import _nearest, quantize_floats
 from moec.weights.lazy import from_tensor
+from moec.weights.weight import FloatCodes
 
 FORMATS = ["fp8", "nvfp4"]
 # relative error of normal numbers, measured 0.026 to 0.027 and 0.094 to 0.096; half a step of three bits of fraction,
@@ -20,7 +21,7 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(dtype)
 
 
-def value(made: Floats, kind: str) -> Tensor:
+def value(made: FloatCodes, kind: str) -> Tensor:
     return dequantize_float(*(part.load() for part in made.parts()), format=kind, dtype=made.dtype)
 
 

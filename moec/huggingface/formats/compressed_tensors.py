@@ -17,6 +17,7 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.huggingface.checkpoint_format import CheckpointFormat
+from moec.huggingface.compressed_floats import FORMS, FP8_FORMS, decode_floats, why_not_floats
 from moec.weights.lazy import Weight, cast, columns, decoded, rowwise, whole
 from moec.weights.weight import PackedWeight
 
@@ -29,7 +30,7 @@ _WAY_OUT = "use the unquantized checkpoint, or one of weights alone (W4A16, W8A1
 
 
 class CompressedTensors(CheckpointFormat):
-    """The form `pack-quantized` of compressed-tensors."""
+    """The forms of compressed-tensors that quantize weights alone: integers, and small floats."""
 
     methods = (METHOD,)
 
@@ -37,7 +38,9 @@ class CompressedTensors(CheckpointFormat):
         return why_not(config)
 
     def decode(self, stored: Mapping[str, Weight], config: Mapping[str, Any]) -> dict[str, Weight]:
-        return decode(stored)
+        kinds = {(group.get("weights") or {}).get("type", "int") for group in config["config_groups"].values()}
+        stored = decode_floats(stored) if "float" in kinds else stored
+        return decode(stored) if "int" in kinds else dict(stored)
 
 
 def why_not(config: Mapping[str, Any]) -> str:
@@ -63,10 +66,14 @@ def _why_not_group(name: str, group: Any, default: str) -> str:
     if not isinstance(group, Mapping) or not isinstance(group.get("weights"), Mapping):
         return f"{name} does not say how its weights are quantized"
     kind, weights = group.get("format") or default, group["weights"]
-    if kind != FORMAT:
-        return f"the format of {name} is {kind!r}; of this method moec reads {FORMAT!r}"
+    floats = weights.get("type") == "float" and kind in (*FP8_FORMS, FORMS["nvfp4"])
+    if kind != FORMAT and not floats:
+        known = (FORMAT, *(f"{form} of floats" for form in FORMS.values()))
+        return f"the format of {name} is {kind!r}; of this method moec reads {', '.join(map(repr, known))}"
     if group.get("input_activations") or group.get("output_activations"):
         return f"{name} quantizes activations too"
+    if floats:
+        return why_not_floats(name, kind, weights)
     if weights.get("type", "int") != "int" or weights.get("num_bits") not in BITS:
         return (
             f"{name} has {weights.get('num_bits')!r} bits of type {weights.get('type', 'int')!r}; moec reads "

@@ -33,7 +33,7 @@ def form_of(weight: Weight, plain: str) -> str:
     Args:
         weight: the tensor. plain: the form of matrices of floats.
     """
-    if weight.coded is not None:
+    if isinstance(weight.coded, PackedWeight):
         return {bits: name for name, bits in BITS.items()}[weight.coded.bits]
     return plain if len(weight.shape) > 1 else "F32"
 
@@ -41,7 +41,7 @@ def form_of(weight: Weight, plain: str) -> str:
 def why_not(weight: Weight) -> str:
     """Why a packed weight has no image in Q4_0 or Q8_0; empty where it has one."""
     coded = weight.coded
-    if coded is None:
+    if not isinstance(coded, PackedWeight):
         return ""
     if coded.bits not in BITS.values():
         return f"{coded.bits} bits, and the file's forms have 4 and 8"
@@ -63,7 +63,7 @@ def as_bytes(name: str, weight: Weight, form: str, rounding: Rounding) -> Weight
             return lazy.whole(form, function, weight)
         return replace(lazy.rowwise(form, function, weight), atomic=weight.atomic)
     coded = weight.coded
-    assert coded is not None and not why_not(weight)
+    assert isinstance(coded, PackedWeight) and not why_not(weight)
     found = lazy.rowwise(form, partial(_block_bytes, name, coded.bits, rounding), coded.packed, coded.scale)
     return replace(found, atomic=coded.packed.atomic)
 

@@ -16,6 +16,7 @@ import torch
 
 from moec.weights import lazy
 from moec.weights.lazy import Weight
+from moec.weights.weight import PackedWeight
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(.+)")
 _HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
@@ -103,6 +104,6 @@ def _moved(name: str, weight: Weight, config: Any, architecture: str, back: bool
     text = f"rows of heads[{heads}{', back' if back else ''}]"
     found = lazy.whole(text, lambda t: t[order.to(t.device)], weight)
     coded = weight.coded
-    if coded is None:
+    if not isinstance(coded, PackedWeight):
         return found
     return replace(found, coded=coded.each(lambda part: lazy.whole(text, lambda t: t[order.to(t.device)], part)))

@@ -23,6 +23,7 @@ from moec.huggingface.gguf.blocks import why_not as why_not_packed
 from moec.huggingface.gguf.names import to_gguf
 from moec.huggingface.gguf.vocabulary import add_vocabulary, copy_vocabulary
 from moec.huggingface.saving.half_precision import Rounding
+from moec.huggingface.saving.plain_weights import refuse_floats
 from moec.huggingface.saving.planned import Planned, plan
 from moec.layouts.gguf_package import require_package
 from moec.program.program import Program
@@ -59,6 +60,7 @@ def save_gguf(
     """
     require_package()
     planned = plan(model, source, untouched=True)
+    refuse_floats(planned.stored, "a GGUF file", planned.where)
     reason = why_not(planned.config)
     if reason:
         raise _refuse(planned, reason, _INSTEAD)

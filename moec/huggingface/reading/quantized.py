@@ -74,7 +74,7 @@ def keep_packed(program: Program) -> int:
     made: dict[int, fx.Node] = {}
     for node in [n for n in program.graph.nodes if n.op == "get_attr"]:
         weight = program.weights[str(node.target)]
-        if weight.coded is None:
+        if not isinstance(weight.coded, PackedWeight):
             _refuse_lost(str(node.target), weight)
             continue
         if id(weight) not in made:

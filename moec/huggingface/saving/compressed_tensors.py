@@ -1,4 +1,4 @@
-"""Quantized weights in the compressed-tensors form, which vLLM and other servers load: the same integers and scales.
+"""Quantized weights in the compressed-tensors form, which vLLM and other servers load: the same codes and scales.
 
 What the form has no place for is refused: moec never rounds anew. The form allows more than vLLM's kernels read, which
 is 4 and 8 bits in groups of 32, 64 or 128, for experts without zero points. Scales of symmetric grids may be negative,
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,9 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moec.huggingface.formats.compressed_tensors import FORMAT, METHOD, PACKED, SCALE, SHAPE, ZERO
+from moec.huggingface.saving.float_tensors import check_common, float_tensors, form_of, weights_entry
 from moec.huggingface.saving.schemes import EXPERT, Scheme, check_fused, most_common, schemes_of, tables_of
 from moec.program.program import META
 from moec.weights.lazy import Weight, from_tensor, rowwise, whole
+from moec.weights.weight import FloatCodes
 
 
 def in_packed_form(config: Any, stored: Mapping[str, Weight], where: str) -> tuple[Any, dict[str, Weight]]:
@@ -31,6 +32,7 @@ def in_packed_form(config: Any, stored: Mapping[str, Weight], where: str) -> tup
     tables = tables_of(stored)
     modules = schemes_of(stored, tables)
     check_fused(modules, where)
+    check_common(stored, where)
     first = most_common(modules)
     if first is not None:  # else only embeddings are packed, which are stored plain
         config.quantization_config = quantization_config(modules, first)
@@ -50,6 +52,9 @@ def packed_tensors(stored: Mapping[str, Weight], tables: frozenset[str]) -> dict
         coded = weight.coded
         if coded is None or name in tables:
             found[name] = weight
+            continue
+        if isinstance(coded, FloatCodes):
+            found |= float_tensors(name, coded)
             continue
         found[name + PACKED] = rowwise("words", as_words, coded.packed)
         found[name + SCALE] = coded.scale
@@ -88,9 +93,10 @@ def quantization_config(modules: Mapping[str, Scheme | None], first: Scheme) -> 
         (s, _targets([name for name, own in modules.items() if own == s])) for s in others if s is not None
     ] + groups  # names before classes
     head = [name for name in modules if name.endswith("lm_head")]
+    forms = {_form(scheme) for scheme, _ in groups}
     return {
         "quant_method": METHOD,
-        "format": FORMAT,
+        "format": forms.pop() if len(forms) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "global_compression_ratio": None,
         "kv_cache_scheme": None,
@@ -104,7 +110,9 @@ def quantization_config(modules: Mapping[str, Scheme | None], first: Scheme) -> 
 
 def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
     weights = {
-        **asdict(scheme),
+        "num_bits": scheme.num_bits,
+        "group_size": scheme.group_size,
+        "symmetric": scheme.symmetric,
         "type": "int",
         "strategy": "group",
         "dynamic": False,
@@ -113,11 +121,15 @@ def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
     }
     return {
         "targets": targets,
-        "weights": weights,
+        "weights": weights if scheme.format == "int" else weights_entry(scheme),
         "input_activations": None,
         "output_activations": None,
-        "format": FORMAT,
+        "format": _form(scheme),
     }
+
+
+def _form(scheme: Scheme) -> str:
+    return FORMAT if scheme.format == "int" else form_of(scheme)
 
 
 def _targets(names: list[str]) -> list[str]:

@@ -21,6 +21,7 @@ from moec.huggingface.formats.gptq import ORDER, SCALES, WEIGHT, ZEROS
 from moec.huggingface.saving.compressed_tensors import as_words
 from moec.huggingface.saving.gptq_config import quantization_config
 from moec.huggingface.saving.half_precision import Rounding
+from moec.huggingface.saving.plain_weights import refuse_floats
 from moec.huggingface.saving.schemes import EXPERT, FUSED, check_fused, most_common, schemes_of, tables_of
 from moec.weights.lazy import Weight, rowwise, transpose, whole
 from moec.weights.weight import PackedWeight
@@ -39,6 +40,7 @@ def in_gptq_form(
         MoecError: M206 when no matrix is packed, when modules that servers compute as one are stored differently, or
             when a matrix's sizes do not fill the form's words.
     """
+    refuse_floats(stored, "GPTQ's form", where)
     tables = tables_of(stored)
     modules = schemes_of(stored, tables)
     check_fused(modules, where)
@@ -48,7 +50,7 @@ def in_gptq_form(
         raise MoecError("M206", f"cannot save the program in GPTQ's form: {what}", where, fix)
     found: dict[str, Weight] = {}
     for name, weight in stored.items():
-        if weight.coded is None or name in tables:
+        if not isinstance(weight.coded, PackedWeight) or name in tables:
             found[name] = weight
             continue
         require_words(name, weight.coded, where)

@@ -16,7 +16,7 @@ from moec.huggingface.saving.carved import CODE, is_carved, plan_carved, read_ca
 from moec.huggingface.saving.carved_stock import plan_stock
 from moec.huggingface.saving.containers import choose
 from moec.huggingface.saving.half_precision import Rounding
-from moec.huggingface.saving.plain_weights import is_quantized, refuse_floats, with_plain_weights
+from moec.huggingface.saving.plain_weights import is_quantized, with_plain_weights
 from moec.huggingface.saving.pruned import is_pruned, pruned_config, refuse_by_call
 from moec.huggingface.saving.same_architecture import check_tied, plan_same
 from moec.huggingface.saving.top_k import has_fewer, top_k_config, with_scales_in_weights
@@ -66,7 +66,6 @@ def plan(
     program = model.program if isinstance(model, TrainableProgram) else model
     source = program.original.source if source is None else source
     config, beside = _config(source, program.source)
-    refuse_floats(program)
     refuse_by_call(program)
     packed, pruned, fewer = is_quantized(program), is_pruned(program), has_fewer(program)
     program = with_plain_weights(program) if packed else program

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from moec.errors import MoecError
-from moec.weights.lazy import Weight
+from moec.weights.weight import FloatCodes, Weight
 
 EXPERT = re.compile(r"(.*\.experts)\.\d+\.")
 FUSED = {  # what servers make one product of, by the name that they give it
@@ -25,6 +25,13 @@ class Scheme:
     num_bits: int
     group_size: int
     symmetric: bool
+    format: str = "int"
+
+    def __str__(self) -> str:
+        return f"{self.num_bits} bits in groups of {self.group_size}" if self.format == "int" else self.format
+
+
+FLOATS = {"fp8": Scheme(8, 0, True, "fp8"), "nvfp4": Scheme(4, 16, True, "nvfp4")}
 
 
 def tables_of(stored: Mapping[str, Weight]) -> frozenset[str]:
@@ -44,6 +51,8 @@ def schemes_of(stored: Mapping[str, Weight], tables: frozenset[str]) -> dict[str
 
 def _scheme(weight: Weight) -> Scheme | None:
     coded = weight.coded
+    if isinstance(coded, FloatCodes):
+        return FLOATS[coded.format]
     return None if coded is None else Scheme(coded.bits, weight.shape[-1] // coded.scale.shape[-1], coded.zero is None)
 
 
@@ -54,20 +63,23 @@ def most_common(modules: Mapping[str, Scheme | None]) -> Scheme | None:
     return next((scheme for scheme, _ in kinds.most_common(1)), None)
 
 
-def check_fused(modules: Mapping[str, Scheme | None], where: str) -> None:
-    """Raise M206 when modules that servers compute as one are stored differently."""
-    together: dict[tuple[str, str], set[Scheme | None]] = {}
-    for name, scheme in modules.items():
+def fused(modules: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Paths, and the modules there that servers compute as one."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for name in modules:
         experts, (path, _, leaf) = EXPERT.match(name), name.rpartition(".")
         keys = [(experts[1], "")] if experts else [(path, one) for one, parts in FUSED.items() if leaf in parts]
         for key in keys:
-            together.setdefault(key, set()).add(scheme)
-    for (path, _), schemes in together.items():
+            together.setdefault(key, []).append(name)
+    for (path, _), names in together.items():
+        yield path, names
+
+
+def check_fused(modules: Mapping[str, Scheme | None], where: str) -> None:
+    """Raise M206 when modules that servers compute as one are stored differently."""
+    for path, names in fused(modules):
+        schemes = {modules[name] for name in names}
         if len(schemes) > 1:
-            said = " and ".join(
-                sorted(
-                    "unquantized" if s is None else f"{s.num_bits} bits in groups of {s.group_size}" for s in schemes
-                )
-            )
+            said = " and ".join(sorted("unquantized" if s is None else str(s) for s in schemes))
             what = f"parts of {path} that servers compute as one are stored differently: {said}"
             raise MoecError("M206", f"cannot save the program as a quantized checkpoint: {what}", where, _FIX)

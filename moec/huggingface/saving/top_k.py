@@ -4,6 +4,7 @@ its outputs are scaled by."""
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -97,4 +98,8 @@ def _scaled(weight: Weight, factor: float) -> Weight:
     coded = weight.coded
     if coded is None:
         return lazy.scale(weight, factor)
-    return decoded(PackedWeight(coded.packed, lazy.scale(coded.scale, factor), coded.zero, coded.bits))
+    if isinstance(coded, PackedWeight):
+        return decoded(replace(coded, scale=lazy.scale(coded.scale, factor)))
+    if coded.overall is None:
+        return decoded(replace(coded, scale=lazy.scale(coded.scale, factor)))
+    return decoded(replace(coded, overall=lazy.scale(coded.overall, factor)))
