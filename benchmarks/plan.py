@@ -130,13 +130,15 @@ def measure(options: argparse.Namespace, work: Path) -> tuple[dict[Situation, li
         for form in options.only:
             with torch.inference_mode(False):
                 ready = engine(program, Form(form, *FORMS[form]), work / f"{folder.name}-{form}")
-            hurry(options.urgent)
             for _ in range(options.visits):
+                start = time.perf_counter()
+                hurry(options.urgent)
                 probe.round()
                 for what, texts, length in situations():
                     key = (case, form, what, texts, length)
                     times.setdefault(key, []).extend(visit(probe, ready, what, texts, length, options.tokens, rng))
-            hurry(False)
+                hurry(False)
+                time.sleep(time.perf_counter() - start if options.urgent else 0.0)  # others had to wait as long
             note(f"{case}, {form}: done")
             del ready
     return times, probe, shapes

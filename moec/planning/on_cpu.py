@@ -147,7 +147,8 @@ def mixture_seconds(costs: Experts, mixture: Mixture, rows: int) -> float:
     for count, share in rows_of_an_expert(rows, mixture.top_k / mixture.experts):
         each = costs.an_expert + weights * grown(costs.rows, costs.a_weight, count)
         total += mixture.experts * share * each
-    return total + rows * mixture.top_k * mixture.hidden * costs.a_number
+    numbers = mixture.hidden * costs.a_number + mixture.intermediate * costs.an_inner
+    return total + rows * mixture.top_k * numbers
 
 
 def rows_of_an_expert(rows: int, share: float) -> Iterator[tuple[int, float]]:

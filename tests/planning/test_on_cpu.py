@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from moec.errors import MoecError
@@ -80,6 +81,9 @@ def test_experts_are_counted_by_the_rows_that_they_get() -> None:
     one, two = 4 * 2 * 0.25, 4 * 0.25  # of two tokens: experts with one row, with two
     expected = fixed + (one + two) * 1e-4 + 1000 * (one * 1e-9 + two * (1e-9 + 2e-9 / 3))
     assert mixture_seconds(EXPERTS, MIXTURE, 2) == pytest.approx(expected)
+    wide = msgspec.structs.replace(EXPERTS, a_number=1e-7, an_inner=1e-8)
+    numbers = 2 * 2 * (10 * 1e-7 + 100 * 1e-8)  # of the rows of two tokens in two experts each
+    assert mixture_seconds(wide, MIXTURE, 2) == pytest.approx(expected + numbers)
 
 
 @pytest.mark.parametrize(("rows", "share"), [(1, 0.25), (7, 0.5), (4096, 1 / 16), (3, 1.0)])
