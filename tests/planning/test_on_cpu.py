@@ -126,6 +126,55 @@ def test_each_part_is_held_in_its_own_form(cpu: ThisMachine) -> None:
     assert cpu.held(cpu.held(find_format("int2"))) == cpu.held(find_format("int2"))
 
 
+def packed_as(shape: Shape, bits: dict[str, int], group: int = 5) -> Shape:
+    """The shape with the matrices of some parts in integers of so many bits, and a scale in each group of a row."""
+    return replace(
+        shape,
+        tensors=tuple(
+            replace(t, codes=t.count * bits[t.part] // 8, scales=t.count // group)
+            if t.part in bits and len(t.shape) > 1
+            else t
+            for t in shape.tensors
+        ),
+    )
+
+
+def test_what_a_pass_has_packed_is_timed_in_the_forms_that_it_is_packed_in(cpu: ThisMachine) -> None:
+    products = {
+        form: msgspec.structs.replace(costs, an_operator=k + 1.0)
+        for k, (form, costs) in enumerate(cpu.record.products.items())
+    }
+    experts = {
+        form: msgspec.structs.replace(costs, a_block=10.0 * k)
+        for k, (form, costs) in enumerate(cpu.record.experts.items())
+    }
+    apart, left = msgspec.structs.replace(cpu.record, products=products, experts=experts), recipe_format("packed form")
+    exact, rounded = (msgspec.structs.replace(this_machine(n), record=apart) for n in ("cpu", "cpu-int8"))
+    four = {"attention": 4, "dense FFN": 4, "output head": 8, "routed experts": 4}
+    for shape in (DENSE, mixture(layers=1)):
+        for device in (exact, rounded):
+            plain = device.time(shape, find_format("int4"), 2, 20, True)
+            packed = device.time(packed_as(shape, four), left, 2, 20, True)
+            assert plain and packed and packed.low == pytest.approx(plain.low, rel=1e-12)
+    eight = packed_as(DENSE, {"attention": 4})  # the head alone is left, and computed in float32
+    full, quarter, whole = (
+        exact.time(s, f, 1, 20, True) for s, f in ((eight, left), (DENSE, find_format("fp32")), (DENSE, left))
+    )
+    assert full and quarter and full.low - quarter.low == pytest.approx(0.9 * 2 * 1.0)  # two products in the next form
+    assert whole is None  # a recipe that has packed nothing is no format
+    mixed = replace(eight, tensors=(*eight.tensors[:1], *packed_as(DENSE, {"attention": 2}).tensors[1:]))
+    assert exact.time(mixed, left, 1, 20, True) is None  # no engine here multiplies with 2 bits
+    floats = replace(eight, tensors=tuple(replace(t, scales=0) for t in eight.tensors))
+    assert exact.time(floats, left, 1, 20, True) is None  # 4 bits with scales in 8: no integers
+
+
+def test_what_a_pass_has_packed_in_8_bits_is_unpacked_where_nothing_may_be_rounded(cpu: ThisMachine) -> None:
+    shape, left = packed_as(DENSE, {"attention": 8}), recipe_format("packed form")
+    exact, narrow = (stored_bytes(shape.tensors, d.held(left)) for d in (cpu, this_machine("cpu-int8")))
+    assert (exact["attention"], narrow["attention"]) == (4 * 300, 300 + 4 * 60)
+    assert stored_bytes(shape.tensors, left)["attention"] == 300 + 2 * 60  # on any other device
+
+
 def test_what_is_not_known_of_this_machine_is_left_out_everywhere(cpu: ThisMachine) -> None:
     """No table of costs, traffic or drafts has a GPU's shares of bandwidth for a processor; packed, it has no times."""
     asked = Asked(prices={"cpu": 0.1}, traffic=Traffic(0.001, 8, 2), draft=2, offload=("ram", "disk"))
