@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import sys
 import tempfile
 import time
@@ -138,7 +139,9 @@ def measure(options: argparse.Namespace, work: Path) -> tuple[dict[Situation, li
                     key = (case, form, what, texts, length)
                     times.setdefault(key, []).extend(visit(probe, ready, what, texts, length, options.tokens, rng))
                 hurry(False)
-                time.sleep(time.perf_counter() - start if options.urgent else 0.0)  # others had to wait as long
+                time.sleep((time.perf_counter() - start) / 3 if options.urgent else 0.0)  # now it is the others' turn
+            if options.keep:
+                options.keep.write_bytes(pickle.dumps((times, dict(probe._times), shapes)))
             note(f"{case}, {form}: done")
             del ready
     return times, probe, shapes
@@ -248,10 +251,6 @@ def main() -> None:
         times, probe, shapes = measure(options, Path(work))
     rows = rows_of(times, probe.record(), shapes)
     report = {**environment(), "rows": [*summary(rows), *rows]}
-    if options.keep:
-        import pickle
-
-        options.keep.write_bytes(pickle.dumps((times, dict(probe._times), shapes)))
     if options.save:
         RESULTS.joinpath("plan.json").write_text(json.dumps(report, indent=1) + "\n")
         RESULTS.joinpath("plan.md").write_text(table(report) + "\n")

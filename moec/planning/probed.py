@@ -52,7 +52,7 @@ class Experts(msgspec.Struct, frozen=True):
     Attributes:
         rows: of one expert, ascending. a_weight: for each weight of an expert that has so many.
         a_block, an_expert: for a whole mixture, and for each expert that has rows. idle: for each expert that there is.
-        a_number: for each number of a row that an expert gets. an_inner: for each that it activates between its products.
+        a_number: for each number of a row that an expert gets. an_inner: for each that it activates between products.
     """
 
     rows: tuple[int, ...]
