@@ -195,9 +195,9 @@ def _compile_lines(each: Foreseen) -> list[str]:
     if each.effort:
         taken = each.effort
         disk, least, full = map(size_of, (taken.disk_bytes, taken.least_ram_bytes, taken.full_ram_bytes))
+        minutes = span_of(*(seconds / 60 for seconds in taken.seconds))
         lines += [
             f"  takes {disk} on disk; {least} of memory at the least, {full} with the untouched model in memory;",
-            f"  {span_of(*(s / 60 for s in taken.seconds))} minutes at the pace of one and two cores, longer where passes "
-            "fit to texts",
+            f"  {minutes} minutes at the pace of one and two cores, longer where passes fit to texts",
         ]
     return lines if each.refusals else [*lines, f"  {each.command}"]

@@ -16,7 +16,6 @@ from moec.execution.memory import own_bytes
 from moec.pipeline.passes import Plan
 from moec.planning.formats import FORMATS, Format, stored_bytes
 
-
 BF16 = FORMATS["bf16"]  # as most checkpoints are stored
 START, PACE = (10.0, 240.0), (4e8, 3e7)  # seconds for a model without weights; bytes a second
 
@@ -39,8 +38,8 @@ class Effort:
 
 
 def seconds_of(read: float, written: float) -> tuple[float, float]:
-    """How long a compilation takes that reads and writes so many bytes of weights: between what it computes on a core of
-    its own without a proof, and what it took on cores that others wanted too, some with a proof
+    """How long a compilation takes that reads and writes so many bytes of weights: between what it computes on a core
+    of its own without a proof, and what it took on cores that others wanted too, some with a proof
     (benchmarks/big_model.py, huge_model.py). Passes that fit to texts take longer."""
     low, high = (start + (read + written) / pace for start, pace in zip(START, PACE, strict=True))
     return low, high

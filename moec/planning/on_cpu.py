@@ -8,7 +8,7 @@ have as many rows as a batch of independent tokens sends them, see `rows_of_an_e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -25,6 +25,7 @@ from moec.planning.step import Time, decode_step
 NAMES = {"cpu": False, "cpu-int8": True}
 _PRODUCTS = ("attention", "dense FFN", "shared experts", "other")
 _RUNTIME = 64 * 2**20  # of Python, NumPy and ONNX Runtime; 44 MiB were measured
+_GROUPS = 32  # of experts that a batch takes about as often
 _SMALL = 1e-9  # a share of the experts that is left out
 
 
@@ -71,20 +72,16 @@ class ThisMachine(Device, frozen=True, kw_only=True):
         self, shape: Shape, format: Format, batch: int, context: int, token: bool, load: Load = UNIFORM
     ) -> Time | None:
         """How long a token of each of `batch` texts takes with `context` tokens behind them, or their prompts of so
-        many; None for what was not measured, see `times`. Experts count as taken uniformly; the origin says so where
-        the load is another."""
+        many; None for what was not measured, see `times`."""
         if not self.times(shape, format):
             return None
-        seconds = seconds_of(self.record, shape, self._forms(shape, format), batch, context, token)
+        seconds = seconds_of(self.record, shape, self._forms(shape, format), batch, context, token, load)
         made, machine = self.record.made[:10], self.record.machine
-        reading = self._bytes(shape, format, batch if token else batch * context) / self.record.bandwidth
+        tokens = batch if token else batch * context
+        reading = decode_step(shape, self.held(format), tokens, 1, load).weight_bytes / self.record.bandwidth
         bound: Literal["memory", "compute"] = "memory" if reading > seconds / 2 else "compute"
         origin = f"measured here on {made} ({machine.processor}, {machine.cores} cores)"
-        origin += "; experts as if all were taken alike" if shape.mixtures and not load.uniform else ""
         return Time(seconds * self.record.low, seconds * self.record.high, bound, origin)
-
-    def _bytes(self, shape: Shape, format: Format, tokens: int) -> float:
-        return decode_step(shape, self.held(format), tokens, 1).weight_bytes
 
 
 def held_on(format: Format, device: Device | None) -> Format:
@@ -116,7 +113,9 @@ def this_machine(name: str) -> ThisMachine:
     return ThisMachine(name, memory, record.bandwidth / 1e9, {32: rate}, record=record, rounded=NAMES[name])
 
 
-def seconds_of(record: Record, shape: Shape, forms: Forms, batch: int, context: int, token: bool) -> float:
+def seconds_of(
+    record: Record, shape: Shape, forms: Forms, batch: int, context: int, token: bool, load: Load = UNIFORM
+) -> float:
     """Seconds of a step; the arguments are those of `ThisMachine.time`."""
     rows = batch if token else batch * context
     total = sum(_products(record.products, forms, group, rows) for group in _modules(shape))
@@ -124,7 +123,8 @@ def seconds_of(record: Record, shape: Shape, forms: Forms, batch: int, context: 
     total += sum(_products(record.products, forms, [t], batch) for t in heads)
     if shape.mixtures:
         experts = record.experts[forms.of_experts(shape)]
-        total += sum(mixture_seconds(experts, mixture, rows) for mixture in shape.mixtures)
+        for layer, mixture in enumerate(shape.mixtures):
+            total += mixture_seconds(experts, mixture, rows, () if load.uniform else load.chances(layer, mixture))
     total += rows * _numbers(shape) * record.elementwise
     return total + _call(record.calls, shape, batch, context, token)
 
@@ -134,14 +134,23 @@ def _stored(format: Format, form: str) -> Format:
     return replace(format, bits=bits, group=0 if bits == 32 else format.group, scale_bits=32, plain=32, state_bits=32)
 
 
-def mixture_seconds(costs: Experts, mixture: Mixture, rows: int) -> float:
-    """Seconds of one mixture that so many tokens go through."""
+def mixture_seconds(costs: Experts, mixture: Mixture, rows: int, chances: Sequence[float] = ()) -> float:
+    """Seconds of one mixture that so many tokens go through; with the chance of each expert to be among a token's, all
+    alike without them."""
     weights, total = mixture.parameters / mixture.experts, costs.a_block + costs.idle * mixture.experts
-    for count, share in rows_of_an_expert(rows, mixture.top_k / mixture.experts):
-        each = costs.an_expert + weights * grown(costs.rows, costs.a_weight, count)
-        total += mixture.experts * share * each
+    for chance, experts in _alike(chances) or [(mixture.top_k / mixture.experts, mixture.experts)]:
+        for count, share in rows_of_an_expert(rows, chance):
+            each = costs.an_expert + weights * grown(costs.rows, costs.a_weight, count)
+            total += experts * share * each
     numbers = mixture.hidden * costs.a_number + mixture.intermediate * costs.an_inner
     return total + rows * mixture.top_k * numbers
+
+
+def _alike(chances: Sequence[float]) -> list[tuple[float, int]]:
+    """Neighbours in the order of their chances, as if all of them had the mean: 512 curves would take seconds."""
+    ordered, each = sorted(chances), -(-len(chances) // _GROUPS)
+    groups = [ordered[n : n + each] for n in range(0, len(ordered), each or 1)]
+    return [(sum(group) / len(group), len(group)) for group in groups]
 
 
 def rows_of_an_expert(rows: int, share: float) -> Iterator[tuple[int, float]]:
@@ -149,6 +158,8 @@ def rows_of_an_expert(rows: int, share: float) -> Iterator[tuple[int, float]]:
     the probability `share` (the binomial distribution)."""
     if share >= 1:
         yield rows, 1.0
+        return
+    if share <= 0:
         return
     whole, middle, width = math.lgamma(rows + 1), rows * share, 8 * math.sqrt(rows * share * (1 - share)) + 8
     for n in range(max(1, int(middle - width)), min(rows, int(middle + width)) + 1):

@@ -192,12 +192,24 @@ def test_what_is_not_known_of_this_machine_is_left_out_everywhere(cpu: ThisMachi
     assert whole and whole.costs and whole.traffic and whole.drafts[0].device == "cpu"
 
 
-def test_a_load_is_not_in_the_times_and_the_origin_says_so(cpu: ThisMachine) -> None:
-    skewed = estimate(mixture(layers=1), ("fp32",), ("cpu",), (1,), 64, asked=Asked(load=Load("zipf:1.0", 1.0)))
-    time = skewed.situations[0].decode_time
-    assert time and time.origin.endswith("experts as if all were taken alike")
-    plain = estimate(mixture(layers=1), ("fp32",), ("cpu",), (1,), 64).situations[0].decode_time
-    assert plain and plain.low == time.low and "alike" not in plain.origin
+def test_an_uneven_load_touches_fewer_experts_with_more_rows_each(cpu: ThisMachine) -> None:
+    fixed = 1e-2 + 4 * 1e-5
+    found = mixture_seconds(EXPERTS, MIXTURE, 2, (1.0, 0.5, 0.5, 0.0))
+    sure, half = 1e-4 + 1000 * (1e-9 + 2e-9 / 3), 0.5 * (1e-4 + 1000e-9) + 0.25 * (1e-4 + 1000 * (1e-9 + 2e-9 / 3))
+    assert found == pytest.approx(fixed + sure + 2 * half)
+    assert (
+        found < mixture_seconds(EXPERTS, MIXTURE, 2, (0.5,) * 4) == pytest.approx(mixture_seconds(EXPERTS, MIXTURE, 2))
+    )
+    many = Mixture("experts", 512, 8, 512 * 1000, 10, 100)
+    chances = Load("zipf:1.0", 1.0).chances(0, many)
+    one_by_one = sum(mixture_seconds(EXPERTS, replace(many, experts=1, parameters=1000), 64, (p,)) for p in chances)
+    blocks = 511 * 1e-2  # is counted once
+    assert mixture_seconds(EXPERTS, many, 64, chances) == pytest.approx(one_by_one - blocks, rel=0.01)
+    times = [
+        estimate(mixture(layers=1), ("fp32",), ("cpu",), (4,), 64, asked=Asked(load=load)).situations[0].decode_time
+        for load in (Load(), Load("zipf:1.0", 1.0), Load("measured", layers=((0.65, 0.35, *[0.0] * 6),)))
+    ]
+    assert times[0] and times[1] and times[2] and times[0].low > times[1].low > times[2].low
 
 
 def test_the_device_stands_beside_others(cpu: ThisMachine, tmp_path: Path) -> None:
