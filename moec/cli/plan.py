@@ -195,7 +195,8 @@ def _compile_lines(each: Foreseen) -> list[str]:
     if each.effort:
         taken = each.effort
         disk, least, full = map(size_of, (taken.disk_bytes, taken.least_ram_bytes, taken.full_ram_bytes))
-        minutes = span_of(*(seconds / 60 for seconds in taken.seconds))
+        low, high = taken.seconds
+        minutes = span_of(low / 60, high / 60)
         lines += [
             f"  takes {disk} on disk; {least} of memory at the least, {full} with the untouched model in memory;",
             f"  {minutes} minutes at the pace of one and two cores, longer where passes fit to texts",
