@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--show", is_flag=True, help="Show what was measured before; measure nothing.")
 @common
 def probe_command(show: bool, as_json: bool, quiet: bool) -> None:
-    """Measure this machine's processor in a minute or two, with engines that moec makes, and keep the figures.
+    """Measure this machine's processor in a few minutes, with engines that moec makes, and keep the figures.
 
     `moec plan --device cpu` rests on them. They lie in the folder of `moec cache`, as probe.json, and hold for this
     machine and these versions of moec and ONNX Runtime. Measure when nothing else runs.

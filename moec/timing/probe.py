@@ -71,7 +71,7 @@ class Sizes:
         (32, 32),
         (32, 128),
     )
-    rounds: int = 8
+    rounds: int = 5
 
     @property
     def least(self) -> int:
@@ -245,7 +245,7 @@ class Probe:
 
 
 def probe(folder: Path, sizes: Sizes | None = None, progress: Progress | None = None) -> Record:
-    """Measure this machine in about a minute; see `Probe`."""
+    """Measure this machine in a few minutes; see `Probe`."""
     progress = progress or Progress()
     made = Probe(folder, sizes or Sizes(), progress)
     for n in range(made.sizes.rounds):
