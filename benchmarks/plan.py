@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import sys
 import tempfile
 import time
@@ -129,13 +130,17 @@ def measure(options: argparse.Namespace, work: Path) -> tuple[dict[Situation, li
         for form in options.only:
             with torch.inference_mode(False):
                 ready = engine(program, Form(form, *FORMS[form]), work / f"{folder.name}-{form}")
-            hurry(options.urgent)
             for _ in range(options.visits):
+                start = time.perf_counter()
+                hurry(options.urgent)
                 probe.round()
                 for what, texts, length in situations():
                     key = (case, form, what, texts, length)
                     times.setdefault(key, []).extend(visit(probe, ready, what, texts, length, options.tokens, rng))
-            hurry(False)
+                hurry(False)
+                time.sleep((time.perf_counter() - start) / 3 if options.urgent else 0.0)  # now it is the others' turn
+            if options.keep:
+                options.keep.write_bytes(pickle.dumps((times, dict(probe._times), shapes)))
             note(f"{case}, {form}: done")
             del ready
     return times, probe, shapes
@@ -242,10 +247,6 @@ def main() -> None:
         times, probe, shapes = measure(options, Path(work))
     rows = rows_of(times, probe.record(), shapes)
     report = {**environment(), "rows": [*summary(rows), *rows]}
-    if options.keep:
-        import pickle
-
-        options.keep.write_bytes(pickle.dumps((times, dict(probe._times), shapes)))
     put_out("plan", report, table(report), options)
 
 

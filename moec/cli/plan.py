@@ -18,7 +18,7 @@ from moec.cli.plan_serving import origins, server_lines, serving_notes, serving_
 from moec.cli.report_file import PLAN_PAGE, publish, require_replaceable
 from moec.cli.terminal import TERMINAL
 from moec.cli.wrapping import say_wrapped
-from moec.shown import count_of, size_of
+from moec.shown import count_of, size_of, span_of
 
 if TYPE_CHECKING:
     from moec.compiler.foresee import Foreseen
@@ -193,8 +193,12 @@ def _compile_lines(each: Foreseen) -> list[str]:
     for reason, fix in each.refusals:
         lines += [f"  because {reason}", f"  fix: {fix}"]
     if each.effort:
-        disk, least, full = map(size_of, asdict(each.effort).values())
-        lines.append(
-            f"  takes {disk} on disk; {least} of memory at the least, {full} with the untouched model in memory"
-        )
+        taken = each.effort
+        disk, least, full = map(size_of, (taken.disk_bytes, taken.least_ram_bytes, taken.full_ram_bytes))
+        low, high = taken.seconds
+        minutes = span_of(low / 60, high / 60)
+        lines += [
+            f"  takes {disk} on disk; {least} of memory at the least, {full} with the untouched model in memory;",
+            f"  {minutes} minutes at the pace of one and two cores, longer where passes fit to texts",
+        ]
     return lines if each.refusals else [*lines, f"  {each.command}"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--show", is_flag=True, help="Show what was measured before; measure nothing.")
 @common
 def probe_command(show: bool, as_json: bool, quiet: bool) -> None:
-    """Measure this machine's processor in a minute or two, with engines that moec makes, and keep the figures.
+    """Measure this machine's processor in a few minutes, with engines that moec makes, and keep the figures.
 
     `moec plan --device cpu` rests on them. They lie in the folder of `moec cache`, as probe.json, and hold for this
     machine and these versions of moec and ONNX Runtime. Measure when nothing else runs.
@@ -85,9 +85,14 @@ def _table(record: Record) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
             text
             for costs in (made, experts)
             for text in (
-                f"{form.bytes_a_weight / costs.a_weight[0] / 1e9:.1f} GB/s",
-                f"{2 * costs.rows[-1] / costs.a_weight[-1] / 1e9:,.0f} GFLOP/s",
+                _rate(form.bytes_a_weight, costs.a_weight[0], "{:.1f} GB/s"),
+                _rate(2 * costs.rows[-1], costs.a_weight[-1], "{:,.0f} GFLOP/s"),
             )
         ]
         rows.append((form.name, *cells))
     return head, rows
+
+
+def _rate(what: float, seconds: float, shown: str) -> str:
+    """So much in so many seconds, by 10^9; a dash where the fit left no time to it."""
+    return shown.format(what / seconds / 1e9) if seconds else "–"

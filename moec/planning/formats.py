@@ -24,6 +24,7 @@ class Format:
         plain: what stays unquantized, in bits a number: routers, norms, biases, embeddings.
         state_bits: of a number that a token leaves in the state of a layer, scales counted; see `STATES`.
         apart: parts whose matrices are stored in another way.
+        unpacks: widths of integers that a pass has packed and an engine unpacks to plain numbers when it loads them.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Format:
     plain: int = 16
     state_bits: float = 16
     apart: tuple[tuple[Part, Format], ...] = ()
+    unpacks: tuple[int, ...] = ()
 
     def matrix_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a matrix, or of a stack of them `[E, out, in]`; a vector stays plain."""
@@ -101,7 +103,9 @@ def stored_bytes(tensors: Iterable[Tensor], format: Format) -> dict[Part, int]:
     for tensor in tensors:
         plain = tensor.part in _PLAIN or len(tensor.shape) < 2
         size = tensor.count * format.plain // 8 if plain else apart.get(tensor.part, format).matrix_bytes(tensor.shape)
-        if tensor.codes:
+        if tensor.codes and tensor.bits in format.unpacks:
+            size = tensor.count * format.plain // 8
+        elif tensor.codes:
             size = tensor.codes + tensor.scales * format.plain // 8
         found[tensor.part] = found.get(tensor.part, 0) + size
     return found

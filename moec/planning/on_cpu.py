@@ -8,10 +8,11 @@ have as many rows as a batch of independent tokens sends them, see `rows_of_an_e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
+from moec.planning.cpu_forms import FULL, Forms, forms_of, head_form
 from moec.planning.devices import Device, find_device
 from moec.planning.formats import FORMATS, Format
 from moec.planning.load import UNIFORM, Load
@@ -22,12 +23,9 @@ from moec.planning.step import Time, decode_step
 
 # the device, and whether activations are rounded to 8 bits (the target's `accuracy=int8`)
 NAMES = {"cpu": False, "cpu-int8": True}
-# format -> form of matrices and of experts; without rounding, 8 and 2 bits have no kernel and are unpacked at load
-_EXACT = {"int8": ("fp32", "fp32"), "int4": ("int4", "int4"), "int2": ("fp32", "int4")}
-_ROUNDED = {"int8": ("int8 rounded", "int8 rounded"), "int4": ("int4 rounded", "int4 rounded")}
-_UNPACKED = ("fp32", "bf16", "fp16")  # what is computed in float32
 _PRODUCTS = ("attention", "dense FFN", "shared experts", "other")
 _RUNTIME = 64 * 2**20  # of Python, NumPy and ONNX Runtime; 44 MiB were measured
+_GROUPS = 32  # of experts that a batch takes about as often
 _SMALL = 1e-9  # a share of the experts that is left out
 
 
@@ -44,13 +42,13 @@ class ThisMachine(Device, frozen=True, kw_only=True):
     def held(self, format: Format) -> Format:
         """How an engine here holds weights of a format, matrices, experts and head each in its form: what is no
         integer in 32 bits, 8 bits unpacked where nothing may be rounded."""
-        forms = self.forms(format)
+        forms, format = self.forms(format), replace(format, unpacks=() if self.rounded else (8,))
         if forms is None and format.name in FORMATS:
             return format  # what no engine here computes in has no time either
         if forms is None:  # a recipe: what it leaves is no integer
-            return _stored(format, "fp32")
-        matrices, experts, head = (_stored(FORMATS[format.name], form) for form in (*forms, _head(forms[0])))
-        return replace(matrices, apart=(("routed experts", experts), ("output head", head)))
+            return _stored(format, FULL)
+        matrices, experts, head = (_stored(FORMATS[format.name], form) for form in (*forms, head_form(forms[0])))
+        return replace(matrices, apart=(("routed experts", experts), ("output head", head)), unpacks=format.unpacks)
 
     def holds(self, memory: Memory) -> Memory:
         """The memory of an engine here: no device has a context."""
@@ -58,36 +56,32 @@ class ThisMachine(Device, frozen=True, kw_only=True):
 
     def forms(self, format: Format) -> tuple[str, str] | None:
         """The record's forms of matrices and of experts; None for a format that no engine here computes in."""
-        if format.name in _UNPACKED:
-            return "fp32", "fp32"
-        found = (_ROUNDED if self.rounded else _EXACT).get(format.name)
+        found = forms_of(format, self.rounded)
         return found if found and set(found) <= self.record.products.keys() else None
 
     def times(self, shape: Shape, format: Format) -> bool:
-        """Whether times are known: not of formats that no engine here has, of what a pass has packed, or of states
-        other than keys and values."""
+        """Whether times are known: not of formats that no engine here has, of what a pass has packed in such, or of
+        states other than keys and values."""
         other = any(s.kind != "keys and values" for s in shape.states)
-        return self.forms(format) is not None and not (shape.unknown or shape.packed or other)
+        return not (shape.unknown or other) and self._forms(shape, format).known(shape, self.record.products)
+
+    def _forms(self, shape: Shape, format: Format) -> Forms:
+        return Forms(format, self.rounded, shape.packed)
 
     def time(
         self, shape: Shape, format: Format, batch: int, context: int, token: bool, load: Load = UNIFORM
     ) -> Time | None:
         """How long a token of each of `batch` texts takes with `context` tokens behind them, or their prompts of so
-        many; None for what was not measured, see `times`. Experts count as taken uniformly; the origin says so where
-        the load is another."""
-        forms = self.forms(format)
-        if forms is None or not self.times(shape, format):
+        many; None for what was not measured, see `times`."""
+        if not self.times(shape, format):
             return None
-        seconds = seconds_of(self.record, shape, forms, batch, context, token)
+        seconds = seconds_of(self.record, shape, self._forms(shape, format), batch, context, token, load)
         made, machine = self.record.made[:10], self.record.machine
-        reading = self._bytes(shape, format, batch if token else batch * context) / self.record.bandwidth
+        tokens = batch if token else batch * context
+        reading = decode_step(shape, self.held(format), tokens, 1, load).weight_bytes / self.record.bandwidth
         bound: Literal["memory", "compute"] = "memory" if reading > seconds / 2 else "compute"
         origin = f"measured here on {made} ({machine.processor}, {machine.cores} cores)"
-        origin += "; experts as if all were taken alike" if shape.mixtures and not load.uniform else ""
         return Time(seconds * self.record.low, seconds * self.record.high, bound, origin)
-
-    def _bytes(self, shape: Shape, format: Format, tokens: int) -> float:
-        return decode_step(shape, self.held(format), tokens, 1).weight_bytes
 
 
 def held_on(format: Format, device: Device | None) -> Format:
@@ -119,21 +113,20 @@ def this_machine(name: str) -> ThisMachine:
     return ThisMachine(name, memory, record.bandwidth / 1e9, {32: rate}, record=record, rounded=NAMES[name])
 
 
-def seconds_of(record: Record, shape: Shape, forms: tuple[str, str], batch: int, context: int, token: bool) -> float:
+def seconds_of(
+    record: Record, shape: Shape, forms: Forms, batch: int, context: int, token: bool, load: Load = UNIFORM
+) -> float:
     """Seconds of a step; the arguments are those of `ThisMachine.time`."""
     rows = batch if token else batch * context
-    matrices, experts = forms
-    total = sum(_products(record.products[matrices], group, rows) for group in _modules(shape))
+    total = sum(_products(record.products, forms, group, rows) for group in _modules(shape))
     heads = [t for t in shape.tensors if t.part == "output head" and len(t.shape) == 2]
-    total += sum(_products(record.products[_head(matrices)], [t], batch) for t in heads)
-    total += sum(mixture_seconds(record.experts[experts], mixture, rows) for mixture in shape.mixtures)
+    total += sum(_products(record.products, forms, [t], batch) for t in heads)
+    if shape.mixtures:
+        experts = record.experts[forms.of_experts(shape)]
+        for layer, mixture in enumerate(shape.mixtures):
+            total += mixture_seconds(experts, mixture, rows, () if load.uniform else load.chances(layer, mixture))
     total += rows * _numbers(shape) * record.elementwise
     return total + _call(record.calls, shape, batch, context, token)
-
-
-def _head(matrices: str) -> str:
-    """The form of the output head beside matrices of a form: one of 4 bits has 8, see `quantize`."""
-    return "fp32" if matrices in ("fp32", "int4") else "int8 rounded"
 
 
 def _stored(format: Format, form: str) -> Format:
@@ -141,13 +134,23 @@ def _stored(format: Format, form: str) -> Format:
     return replace(format, bits=bits, group=0 if bits == 32 else format.group, scale_bits=32, plain=32, state_bits=32)
 
 
-def mixture_seconds(costs: Experts, mixture: Mixture, rows: int) -> float:
-    """Seconds of one mixture that so many tokens go through."""
+def mixture_seconds(costs: Experts, mixture: Mixture, rows: int, chances: Sequence[float] = ()) -> float:
+    """Seconds of one mixture that so many tokens go through; with the chance of each expert to be among a token's, all
+    alike without them."""
     weights, total = mixture.parameters / mixture.experts, costs.a_block + costs.idle * mixture.experts
-    for count, share in rows_of_an_expert(rows, mixture.top_k / mixture.experts):
-        each = costs.an_expert + weights * grown(costs.rows, costs.a_weight, count)
-        total += mixture.experts * share * each
-    return total + rows * mixture.top_k * mixture.hidden * costs.a_number
+    for chance, experts in _alike(chances) or [(mixture.top_k / mixture.experts, mixture.experts)]:
+        for count, share in rows_of_an_expert(rows, chance):
+            each = costs.an_expert + weights * grown(costs.rows, costs.a_weight, count)
+            total += experts * share * each
+    numbers = mixture.hidden * costs.a_number + mixture.intermediate * costs.an_inner
+    return total + rows * mixture.top_k * numbers
+
+
+def _alike(chances: Sequence[float]) -> list[tuple[float, int]]:
+    """Neighbours in the order of their chances, as if all of them had the mean: 512 curves would take seconds."""
+    ordered, each = sorted(chances), -(-len(chances) // _GROUPS)
+    groups = [ordered[n : n + each] for n in range(0, len(ordered), each or 1)]
+    return [(sum(group) / len(group), len(group)) for group in groups]
 
 
 def rows_of_an_expert(rows: int, share: float) -> Iterator[tuple[int, float]]:
@@ -155,6 +158,8 @@ def rows_of_an_expert(rows: int, share: float) -> Iterator[tuple[int, float]]:
     the probability `share` (the binomial distribution)."""
     if share >= 1:
         yield rows, 1.0
+        return
+    if share <= 0:
         return
     whole, middle, width = math.lgamma(rows + 1), rows * share, 8 * math.sqrt(rows * share * (1 - share)) + 8
     for n in range(max(1, int(middle - width)), min(rows, int(middle + width)) + 1):
@@ -174,11 +179,17 @@ def _modules(shape: Shape) -> Iterator[list[Tensor]]:
     yield from found.values()
 
 
-def _products(costs: Products, matrices: list[Tensor], rows: int) -> float:
-    """Seconds of the matrices of a module: those that read the same rows are one product, and the last is another."""
-    first, last = matrices[:-1] or matrices, matrices[-1:] if len(matrices) > 1 else []
-    numbers = sum(sum(m.shape[0] for m in part) + part[0].shape[1] for part in (first, last) if part)
-    return costs.seconds(rows, sum(m.count for m in matrices), numbers, 2 if last else 1)
+def _products(costs: Mapping[str, Products], forms: Forms, matrices: list[Tensor], rows: int) -> float:
+    """Seconds of the matrices of a module: those that read the same rows in one form are one product, and the last is
+    another."""
+    joined: dict[tuple[bool, str], list[Tensor]] = {}
+    for place, matrix in enumerate(matrices):
+        last = place > 0 and place == len(matrices) - 1
+        joined.setdefault((last, forms.of(matrix) or FULL), []).append(matrix)
+    return sum(
+        costs[form].seconds(rows, sum(m.count for m in part), sum(m.shape[0] for m in part) + part[0].shape[1])
+        for (_, form), part in joined.items()
+    )
 
 
 def _numbers(shape: Shape) -> float:

@@ -22,7 +22,7 @@ from moec.version import __version__
 
 FILE, MOST_BYTES = "probe.json", 2**20
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # the packages that hold it
-FORMAT = 1  # of the record
+FORMAT = 2  # of the record
 
 
 class Products(msgspec.Struct, frozen=True):
@@ -52,7 +52,7 @@ class Experts(msgspec.Struct, frozen=True):
     Attributes:
         rows: of one expert, ascending. a_weight: for each weight of an expert that has so many.
         a_block, an_expert: for a whole mixture, and for each expert that has rows. idle: for each expert that there is.
-        a_number: for each number of a row that an expert gets.
+        a_number: for each number of a row that an expert gets. an_inner: for each that it activates between products.
     """
 
     rows: tuple[int, ...]
@@ -61,6 +61,7 @@ class Experts(msgspec.Struct, frozen=True):
     an_expert: float
     idle: float
     a_number: float
+    an_inner: float
 
 
 class Calls(msgspec.Struct, frozen=True):

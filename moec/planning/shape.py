@@ -46,6 +46,12 @@ class Tensor:
         """How many parameters it holds."""
         return math.prod(self.shape)
 
+    @property
+    def bits(self) -> int:
+        """Of the integers that it is packed in, which have a scale for each row at the least; 0 where it is not packed
+        in such."""
+        return round(8 * self.codes / self.count) if self.codes and self.scales >= self.count // self.shape[-1] else 0
+
 
 @dataclass(frozen=True)
 class Mixture:

@@ -30,7 +30,7 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 MIB = 2**20
 ENOUGH, MOST_RUNS = 0.03, 4  # seconds of a case in a round, and how often it is run for them
 TOKENS = 5  # that a small decoder writes in a round
-DRAWS = 2  # of rows for a mixture, each with its own experts
+DRAWS, ALIKE = 2, 64  # of rows for a mixture, each with its own experts; of so many rows one draw is like another
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,12 @@ class Sizes:
     least_bytes: int | None = None
     widths: tuple[int, ...] = (768, 2048)
     rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 512)
-    blocks: tuple[Block, ...] = (Block(1024, 1024, 8, 2), Block(512, 256, 32, 4))
+    blocks: tuple[Block, ...] = (
+        Block(1024, 1024, 8, 2),
+        Block(512, 256, 32, 4),
+        Block(384, 768, 16, 2),
+        Block(768, 384, 64, 8),
+    )
     tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 64, 512)
     decoders: tuple[Small, ...] = (Small(2, 8), Small(8, 2), Small(4, 4, normed=True))
     gates: tuple[int, int] = (2048, 10)
@@ -66,7 +71,7 @@ class Sizes:
         (32, 32),
         (32, 128),
     )
-    rounds: int = 8
+    rounds: int = 5
 
     @property
     def least(self) -> int:
@@ -181,15 +186,18 @@ class Probe:
         count = self.sizes.mixed(form, block)
         model = Mixtures(block, count)
         ready = engine(mixtures(model, block)(), form, self._place())
-        given = [torch.randn(tokens, block.hidden) for tokens in self.sizes.tokens for _ in range(DRAWS)]
+        given = [torch.randn(tokens, block.hidden) for tokens in self._draws()]
         loads = [tuple(sorted(model.loads(x).flatten().tolist())) for x in given]
 
         def clock() -> None:
             for x, load in zip(given, loads, strict=True):
-                key = ExpertTime(form.name, block.expert, block.hidden, count, load)
+                key = ExpertTime(form.name, block.expert, block.hidden, block.inner, count, load)
                 self._times[key] += self._runs(ready, x)
 
         return clock
+
+    def _draws(self) -> list[int]:
+        return [t for t in self.sizes.tokens for _ in range(DRAWS if t < ALIKE else 1)]
 
     def _calls(self, small: Small) -> Callable[[], None]:
         ready = engine(small.program(self._place()), FORMS[0], self._place())
@@ -237,7 +245,7 @@ class Probe:
 
 
 def probe(folder: Path, sizes: Sizes | None = None, progress: Progress | None = None) -> Record:
-    """Measure this machine in about a minute; see `Probe`."""
+    """Measure this machine in a few minutes; see `Probe`."""
     progress = progress or Progress()
     made = Probe(folder, sizes or Sizes(), progress)
     for n in range(made.sizes.rounds):

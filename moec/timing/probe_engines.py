@@ -115,7 +115,8 @@ class Mixtures(nn.Module):
         numbers = [_cut(math.prod(size), count, 1 / math.sqrt(size[2])) for size in sizes]
         self.routers, self.w_in, self.w_out = (nn.ParameterList() for _ in range(3))
         for first, second in zip(*numbers, strict=True):
-            router = torch.randn(block.experts, block.hidden, generator=generator)
+            # logits of variance 1, as models have: QMoE leaves out what weighs less than 1e-8 of a token's sum
+            router = torch.randn(block.experts, block.hidden, generator=generator) / math.sqrt(block.hidden)
             for held, value in ((self.routers, router), (self.w_in, first), (self.w_out, second)):
                 shape = {id(self.routers): router.shape, id(self.w_in): sizes[0], id(self.w_out): sizes[1]}[id(held)]
                 held.append(nn.Parameter(value.view(shape), requires_grad=False))

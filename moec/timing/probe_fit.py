@@ -30,12 +30,13 @@ class ProductTime:
 
 @dataclass(frozen=True)
 class ExpertTime:
-    """Where mixtures were timed: form, weights of an expert, hidden size, mixtures in a call, and how many rows each
-    expert of all of them had. Seconds are of the call."""
+    """Where mixtures were timed: form, weights of an expert, widths of its rows and between its products, mixtures in a
+    call, and how many rows each expert of all of them had. Seconds are of the call."""
 
     form: str
     weights: int
     hidden: int
+    inner: int
     blocks: int
     loads: tuple[int, ...]
 
@@ -131,16 +132,18 @@ def _experts(times: Mapping[ExpertTime, Sequence[float]], ratios: list[float]) -
     made = {}
     for form in dict.fromkeys(key.form for key in times):
         costs = _fitted({key: _of_mixtures(key) for key in times if key.form == form}, times, ratios, len(KNOTS))
-        made[form] = Experts(KNOTS, tuple(costs[: len(KNOTS)]), *costs[len(KNOTS) :])
+        made[form] = Experts(KNOTS, tuple(costs[: len(KNOTS)]), *costs[len(KNOTS) : -1])
     return made
 
 
 def _of_mixtures(key: ExpertTime) -> list[float]:
-    """What a call is made of, in the order of the fields of `Experts`."""
+    """What a call is made of, in the order of the fields of `Experts`; at last the call itself, which a decoder's calls
+    have already."""
     used = [n for n in key.loads if n]
     each = [[share * max(n / KNOTS[-1], 1.0) for share in shares_of(KNOTS, n)] for n in used]
     weights = key.weights * np.sum(each, axis=0)
-    return [*weights, key.blocks, len(used), len(key.loads), float(sum(key.loads) * key.hidden)]
+    rows = float(sum(key.loads))
+    return [*weights, key.blocks, len(used), len(key.loads), rows * key.hidden, rows * key.inner, 1.0]
 
 
 def _calls(times: Mapping[CallTime, Sequence[float]], products: Products, ratios: list[float]) -> dict[str, Calls]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from moec.execution import memory
@@ -33,6 +34,9 @@ def test_a_record_is_shown_and_a_plan_says_that_it_rests_on_it(cli: Cli, tmp_pat
     text = cli("probe", "--show")
     assert "20.0 GB/s by 2" in text and "int4 rounded" in text and "probe.json" in text
     small = configs.LLAMA_1B | {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128}
+    free = msgspec.structs.replace(record().experts["int4"], a_weight=(0.0, 3e-9))  # all time went to the calls
+    keep(msgspec.structs.replace(record(), experts=record().experts | {"int4": free}))
+    assert "–" in next(line for line in cli("probe", "--show").splitlines() if line.startswith("int4 "))
     path = configs.write(tmp_path, small)
     found = cli.json("plan", path, "--device", "cpu", "--context", "20", "--format", "int4")["situations"][0]
     assert "measured here on 2026-01-02" in found["decode_time"]["origin"]

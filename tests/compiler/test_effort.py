@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import moec
+from moec.compiler.effort import seconds_of
 from moec.compiler.foresee import foresee
 from moec.compiler.memory_limit import full_bytes
 from moec.compiler.open import open_source
@@ -35,6 +38,24 @@ def test_every_layer_is_counted_and_what_is_packed_takes_less(tmp_path: Path) ->
     assert plain is not None and plain.disk_bytes == 4 * paper.shape.total  # four layers, one of them captured
     assert packed is not None and packed.disk_bytes < 0.4 * plain.disk_bytes
     assert plain.full_ram_bytes > plain.least_ram_bytes + 7 * plain.disk_bytes
+    assert 10 < packed.seconds[0] < plain.seconds[0] < 30 < packed.seconds[1] < plain.seconds[1]
+
+
+def test_what_was_measured_lies_in_the_time_that_is_foreseen() -> None:
+    """Of a Mixtral of two layers with its proof, of pieces of DeepSeek-V3 without; none takes a tenth of the most."""
+    big = {row["case"].partition(": ")[2]: row["value"] for row in _results("big_model.json")["rows"][:7]}
+    taken = [(big["checkpoint"], big["engine"], big["time"])]
+    for run in _results("huge_model.json")["runs"]:
+        written = sum(file["bytes"] for file in run["files"].values())
+        taken.append((run["checkpoint_bytes"], written, sum(stage["wall_s"] for stage in run["stages"].values())))
+    assert len(taken) > 4
+    for read, written, seconds in taken:
+        low, high = seconds_of(read, written)
+        assert low < seconds < high < 10 * seconds
+
+
+def _results(name: str) -> Any:
+    return json.loads((Path(moec.__file__).parents[1] / "benchmarks/results" / name).read_text())
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "4 bits"])

@@ -13,7 +13,7 @@ from moec.version import __version__
 
 PRODUCTS = Products(rows=(1, 4), a_weight=(1e-9, 2e-9), an_operator=1e-3, several=5e-4, a_number=0.0)
 EXPERTS = Experts(
-    rows=(1, 4), a_weight=(1e-9, 3e-9), a_block=1e-2, an_expert=1e-4, idle=1e-5, a_number=0.0
+    rows=(1, 4), a_weight=(1e-9, 3e-9), a_block=1e-2, an_expert=1e-4, idle=1e-5, a_number=0.0, an_inner=0.0
 )  # fmt: skip
 CALLS = Calls(
     lengths=(10, 30), a_score=(1e-9, 2e-9), a_call=1.0, a_layer=0.1, a_head=0.01, a_number=1e-6, a_norm=0.0,

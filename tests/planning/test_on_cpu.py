@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from moec.errors import MoecError
@@ -80,6 +81,9 @@ def test_experts_are_counted_by_the_rows_that_they_get() -> None:
     one, two = 4 * 2 * 0.25, 4 * 0.25  # of two tokens: experts with one row, with two
     expected = fixed + (one + two) * 1e-4 + 1000 * (one * 1e-9 + two * (1e-9 + 2e-9 / 3))
     assert mixture_seconds(EXPERTS, MIXTURE, 2) == pytest.approx(expected)
+    wide = msgspec.structs.replace(EXPERTS, a_number=1e-7, an_inner=1e-8)
+    numbers = 2 * 2 * (10 * 1e-7 + 100 * 1e-8)  # of the rows of two tokens in two experts each
+    assert mixture_seconds(wide, MIXTURE, 2) == pytest.approx(expected + numbers)
 
 
 @pytest.mark.parametrize(("rows", "share"), [(1, 0.25), (7, 0.5), (4096, 1 / 16), (3, 1.0)])
@@ -122,6 +126,55 @@ def test_each_part_is_held_in_its_own_form(cpu: ThisMachine) -> None:
     assert cpu.held(cpu.held(find_format("int2"))) == cpu.held(find_format("int2"))
 
 
+def packed_as(shape: Shape, bits: dict[str, int], group: int = 5) -> Shape:
+    """The shape with the matrices of some parts in integers of so many bits, and a scale in each group of a row."""
+    return replace(
+        shape,
+        tensors=tuple(
+            replace(t, codes=t.count * bits[t.part] // 8, scales=t.count // group)
+            if t.part in bits and len(t.shape) > 1
+            else t
+            for t in shape.tensors
+        ),
+    )
+
+
+def test_what_a_pass_has_packed_is_timed_in_the_forms_that_it_is_packed_in(cpu: ThisMachine) -> None:
+    products = {
+        form: msgspec.structs.replace(costs, an_operator=k + 1.0)
+        for k, (form, costs) in enumerate(cpu.record.products.items())
+    }
+    experts = {
+        form: msgspec.structs.replace(costs, a_block=10.0 * k)
+        for k, (form, costs) in enumerate(cpu.record.experts.items())
+    }
+    apart, left = msgspec.structs.replace(cpu.record, products=products, experts=experts), recipe_format("packed form")
+    exact, rounded = (msgspec.structs.replace(this_machine(n), record=apart) for n in ("cpu", "cpu-int8"))
+    four = {"attention": 4, "dense FFN": 4, "output head": 8, "routed experts": 4}
+    for shape in (DENSE, mixture(layers=1)):
+        for device in (exact, rounded):
+            plain = device.time(shape, find_format("int4"), 2, 20, True)
+            packed = device.time(packed_as(shape, four), left, 2, 20, True)
+            assert plain and packed and packed.low == pytest.approx(plain.low, rel=1e-12)
+    eight = packed_as(DENSE, {"attention": 4})  # the head alone is left, and computed in float32
+    full, quarter, whole = (
+        exact.time(s, f, 1, 20, True) for s, f in ((eight, left), (DENSE, find_format("fp32")), (DENSE, left))
+    )
+    assert full and quarter and full.low - quarter.low == pytest.approx(0.9 * 2 * 1.0)  # two products in the next form
+    assert whole is None  # a recipe that has packed nothing is no format
+    mixed = replace(eight, tensors=(*eight.tensors[:1], *packed_as(DENSE, {"attention": 2}).tensors[1:]))
+    assert exact.time(mixed, left, 1, 20, True) is None  # no engine here multiplies with 2 bits
+    floats = replace(eight, tensors=tuple(replace(t, scales=0) for t in eight.tensors))
+    assert exact.time(floats, left, 1, 20, True) is None  # 4 bits with scales in 8: no integers
+
+
+def test_what_a_pass_has_packed_in_8_bits_is_unpacked_where_nothing_may_be_rounded(cpu: ThisMachine) -> None:
+    shape, left = packed_as(DENSE, {"attention": 8}), recipe_format("packed form")
+    exact, narrow = (stored_bytes(shape.tensors, d.held(left)) for d in (cpu, this_machine("cpu-int8")))
+    assert (exact["attention"], narrow["attention"]) == (4 * 300, 300 + 4 * 60)
+    assert stored_bytes(shape.tensors, left)["attention"] == 300 + 2 * 60  # on any other device
+
+
 def test_what_is_not_known_of_this_machine_is_left_out_everywhere(cpu: ThisMachine) -> None:
     """No table of costs, traffic or drafts has a GPU's shares of bandwidth for a processor; packed, it has no times."""
     asked = Asked(prices={"cpu": 0.1}, traffic=Traffic(0.001, 8, 2), draft=2, offload=("ram", "disk"))
@@ -139,12 +192,24 @@ def test_what_is_not_known_of_this_machine_is_left_out_everywhere(cpu: ThisMachi
     assert whole and whole.costs and whole.traffic and whole.drafts[0].device == "cpu"
 
 
-def test_a_load_is_not_in_the_times_and_the_origin_says_so(cpu: ThisMachine) -> None:
-    skewed = estimate(mixture(layers=1), ("fp32",), ("cpu",), (1,), 64, asked=Asked(load=Load("zipf:1.0", 1.0)))
-    time = skewed.situations[0].decode_time
-    assert time and time.origin.endswith("experts as if all were taken alike")
-    plain = estimate(mixture(layers=1), ("fp32",), ("cpu",), (1,), 64).situations[0].decode_time
-    assert plain and plain.low == time.low and "alike" not in plain.origin
+def test_an_uneven_load_touches_fewer_experts_with_more_rows_each(cpu: ThisMachine) -> None:
+    fixed = 1e-2 + 4 * 1e-5
+    found = mixture_seconds(EXPERTS, MIXTURE, 2, (1.0, 0.5, 0.5, 0.0))
+    sure, half = 1e-4 + 1000 * (1e-9 + 2e-9 / 3), 0.5 * (1e-4 + 1000e-9) + 0.25 * (1e-4 + 1000 * (1e-9 + 2e-9 / 3))
+    assert found == pytest.approx(fixed + sure + 2 * half)
+    assert (
+        found < mixture_seconds(EXPERTS, MIXTURE, 2, (0.5,) * 4) == pytest.approx(mixture_seconds(EXPERTS, MIXTURE, 2))
+    )
+    many = Mixture("experts", 512, 8, 512 * 1000, 10, 100)
+    chances = Load("zipf:1.0", 1.0).chances(0, many)
+    one_by_one = sum(mixture_seconds(EXPERTS, replace(many, experts=1, parameters=1000), 64, (p,)) for p in chances)
+    blocks = 511 * 1e-2  # is counted once
+    assert mixture_seconds(EXPERTS, many, 64, chances) == pytest.approx(one_by_one - blocks, rel=0.01)
+    times = [
+        estimate(mixture(layers=1), ("fp32",), ("cpu",), (4,), 64, asked=Asked(load=load)).situations[0].decode_time
+        for load in (Load(), Load("zipf:1.0", 1.0), Load("measured", layers=((0.65, 0.35, *[0.0] * 6),)))
+    ]
+    assert times[0] and times[1] and times[2] and times[0].low > times[1].low > times[2].low
 
 
 def test_the_device_stands_beside_others(cpu: ThisMachine, tmp_path: Path) -> None:

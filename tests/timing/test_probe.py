@@ -37,7 +37,10 @@ def test_every_cost_is_there_and_none_is_negative(found: Record) -> None:
     for costs in found.products.values():
         assert costs.rows == (1, 4) and 0 < costs.seconds(1, 64 * 64, 128) <= costs.seconds(4, 64 * 64, 128)
     for experts in found.experts.values():
-        assert min(*experts.a_weight, experts.a_block, experts.an_expert, experts.idle, experts.a_number) >= 0
+        assert (
+            min(*experts.a_weight, experts.a_block, experts.an_expert, experts.idle, experts.a_number, experts.an_inner)
+            >= 0
+        )
 
 
 def test_a_plan_rests_on_it(found: Record) -> None:

@@ -18,7 +18,7 @@ def product(rows: int, width: int) -> float:
 def mixtures(key: ExpertTime) -> float:
     weight = {1: 1e-10, 2: 2e-10, 4: 2e-10, 8: 5e-10, 32: 2e-9, 128: 8e-9, 256: 16e-9}
     used = [n for n in key.loads if n]
-    fixed = 3e-5 * key.blocks + 2e-6 * len(used) + 1e-6 * len(key.loads)
+    fixed = 7e-4 + 3e-5 * key.blocks + 2e-6 * len(used) + 1e-6 * len(key.loads) + sum(used) * key.inner * 4e-9
     return fixed + sum(key.weights * weight[n] for n in used)
 
 
@@ -34,7 +34,8 @@ def made() -> dict[object, list[float]]:
     times: dict[object, list[float]] = {1: [1e-10]}
     times |= {ProductTime("fp32", r, w): [product(r, w)] * 3 for r in ROWS for w in (256, 512, 1024)}
     loads = [(n, *[1] * k, *[0] * z) for n in (1, 2, 4, 8, 32, 128, 256) for k in (0, 3) for z in (4, 12)]
-    for key in [ExpertTime("fp32", w, 64, 1, load) for load in loads for w in (10_000, 50_000)]:
+    cases = [(w, inner, blocks) for w, inner in ((10_000, 300), (50_000, 100)) for blocks in (1, 3)]
+    for key in [ExpertTime("fp32", w, 64, inner, n, n * load) for load in loads for w, inner, n in cases]:
         times[key] = [mixtures(key)] * 3
     times |= {NumberTime(rows, 100): [1e-5 + rows * 100 * 2e-9] * 3 for rows in (1, 100, 1000)}
     for kind, lengths in LENGTHS.items():
@@ -51,6 +52,7 @@ def test_costs_are_found_again() -> None:
     assert costs.a_weight == pytest.approx((1e-10, 1e-10, 4e-10), rel=0.01)
     experts = found["experts"]["fp32"]
     assert experts.a_block == pytest.approx(3e-5, rel=0.02) and experts.idle == pytest.approx(1e-6, rel=0.02)
+    assert experts.an_inner == pytest.approx(4e-9, rel=0.02)  # and what the call takes is in none of them
     assert experts.a_weight == pytest.approx((1e-10, 2e-10, 2e-10, 5e-10, 2e-9, 8e-9), rel=0.02)
     assert found["elementwise"] == pytest.approx(2e-9, rel=0.01)
     assert found["low"] == pytest.approx(1 / (1 + LEFT_OUT), rel=0.01)
