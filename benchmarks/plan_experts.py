@@ -10,15 +10,14 @@ is said of experts: no attention, no guess at how a batch is routed. A minute on
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from moe_cpu import RESULTS, environment
 from plan import CASES, NEAR, hurry, note
+from reporting import add_output, environment, put_out, under_machine
 
 from moec.timing.probe import Probe, Sizes
 from moec.timing.probe_engines import Block
@@ -74,10 +73,8 @@ def _name(key: ExpertTime) -> str | None:
 
 def table(report: dict[str, Any]) -> str:
     """The report for people, as Markdown."""
-    machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    lines = [f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}", ""]
     values = {tuple(row["case"].split(", ")): row["value"] for row in report["rows"]}
-    lines += ["| measured over predicted | within 15 % | median | least | most |", "|---|---|---|---|---|"]
+    lines = ["| measured over predicted | within 15 % | median | least | most |", "|---|---|---|---|---|"]
     for group in ("", *dict.fromkeys(part for case in values for part in case[:2])):
         own = np.array([value for case, value in values.items() if not group or group in case])
         share = 100 * np.mean(abs(own - 1) <= NEAR)
@@ -87,21 +84,17 @@ def table(report: dict[str, Any]) -> str:
     lines += ["", f"| tokens | {' | '.join(tokens)} |", "|---|" + "---|" * len(tokens)]
     for name, form in dict.fromkeys(case[:2] for case in values):
         lines.append(f"| {name}, {form} | {' | '.join(f'{values[name, form, t]:.2f}' for t in tokens)} |")
-    return "\n".join(lines)
+    return under_machine(report, lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--rounds", type=int, default=4, help="through all engines")
     parser.add_argument("--urgent", action="store_true", help="on a shared machine: before others while it times")
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/plan_experts.json and .md")
+    add_output(parser, "plan_experts")
     options = parser.parse_args()
     report = {**environment(), "rows": rows_of(measure(options.rounds, options.urgent))}
-    if options.save:
-        RESULTS.joinpath("plan_experts.json").write_text(json.dumps(report, indent=1) + "\n")
-        RESULTS.joinpath("plan_experts.md").write_text(table(report) + "\n")
-    print(json.dumps(report) if options.json else table(report))
+    put_out("plan_experts", report, table(report), options)
 
 
 if __name__ == "__main__":
