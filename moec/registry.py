@@ -53,14 +53,24 @@ def find(group: Group, name: str) -> Any:
         raise MoecError(
             "M202", f"no {_SINGULAR[group]} is called {name!r}", f"--{_SINGULAR[group]}", did_you_mean(name, known)
         )
-    for entry in _theirs(group, (*sys.path,)):
-        if entry.name == name:
-            return entry.load()
+    entry = _entry(group, name)
+    if entry is not None:
+        return entry.load()
     if group == "sources":
         module_name, _, class_name = _SOURCES[name].partition(":")
         return getattr(importlib.import_module(module_name), class_name)
-    module = importlib.import_module(f"{_PACKAGES[group]}.{name.replace('-', '_')}")
-    return getattr(module, "".join(part.capitalize() for part in name.split("-")))
+    return getattr(module(group, name), "".join(part.capitalize() for part in name.split("-")))
+
+
+def module(group: Group, name: str) -> Any:
+    """The module of a known name of a group; its class may be loaded later."""
+    entry = _entry(group, name)
+    return importlib.import_module(entry.module if entry else f"{_PACKAGES[group]}.{name.replace('-', '_')}")
+
+
+def _entry(group: Group, name: str) -> EntryPoint | None:
+    """What another package adds under this name."""
+    return next((entry for entry in _theirs(group, (*sys.path,)) if entry.name == name), None)
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from moec.backends.onnxruntime.options import DEVICES, OPTIONS
 from moec.execution.engine import TUNED, Engine
 from moec.kernels.cpu.library import uses_own_kernels
 from moec.pipeline.pipeline import Pipeline
@@ -17,14 +18,9 @@ from moec.program.program import Input, Program
 from moec.progress import Progress
 from moec.targets.backend import Backend, Constant, Probe, Refusal
 from moec.targets.target import Target
-from moec.targets.target_options import Count, Declared, refused_options
+from moec.targets.target_options import refused_options
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
-OPTIONS: Declared = {
-    "precision": tuple(PRECISIONS), "threads": Count(low=0, high=4096), "accuracy": ("exact", "int8"),
-    "tf32": ("false", "true"), "tune": Count("TOKENS", low=0, high=2**20), "graph": ("false", "true"),
-    "kernels": ("runtime", "moec"),
-}  # fmt: skip
 ROUNDED = 0.3  # max |d|/std that activations of 8 bits may cost: 0.05 to 0.17 in decoders of two to six layers
 TF32 = 0.02  # the same for factors of 10 bits, as in half precision: 0.006 to 0.010 in decoders of two layers
 PACKAGES = ("onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript")
@@ -47,7 +43,7 @@ class Onnxruntime(Backend):
     name = "onnxruntime"
     joins = True
     constants_file = "model.onnx"
-    declared = OPTIONS
+    declared, devices = OPTIONS, DEVICES
     _lowered: tuple[Program, Any] | None = None  # what was built last, so that its proof need not lower it again
 
     def probe(self, target: Target) -> Probe:
@@ -67,7 +63,7 @@ class Onnxruntime(Backend):
 
     def options(self, target: Target) -> list[Refusal]:
         refusals = []
-        if target.device not in ("", "cpu", "cuda"):
+        if target.device not in ("", *DEVICES):
             refusals.append(
                 Refusal(
                     f"onnxruntime has no device {target.device!r}", str(target), "use onnxruntime or onnxruntime:cuda"

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from moec import registry
-from moec.backends.tensorrt.building.request import SETTINGS, refused_settings, request_of
+from moec.backends.tensorrt.building.request import refused_settings, request_of
 from moec.backends.tensorrt.edition import RTX, TENSORRT, Edition
 from moec.backends.tensorrt.engine_tables import tables
 from moec.backends.tensorrt.fixed_signature import buffers, grown
 from moec.backends.tensorrt.gpu import find_gpu
-from moec.backends.tensorrt.policy import CACHES, LOWERINGS, MEMORY_BYTES, BuildPlan
-from moec.backends.tensorrt.profiles import PREFIX, Profile, capacity, ends, limits_of, profiles
+from moec.backends.tensorrt.options import DEVICES, OPTIONS, PREFIX
+from moec.backends.tensorrt.policy import MEMORY_BYTES, BuildPlan
+from moec.backends.tensorrt.profiles import Profile, capacity, ends, limits_of, profiles
 from moec.backends.tensorrt.session.engine import FACTS_FILE, PLAN_FILE, TensorrtEngine, read_described
 from moec.execution.engine import Engine
 from moec.pipeline.pipeline import Pipeline
@@ -26,18 +27,10 @@ from moec.program.program import Input, Program, dynamic_dimensions
 from moec.progress import Progress
 from moec.targets.backend import Backend, Constant, Probe, Refusal
 from moec.targets.target import Target
-from moec.targets.target_options import Count, Declared, refused_options
+from moec.targets.target_options import refused_options
 
 MODEL_FILE = "model.onnx"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
-OPTIONS: Declared = {
-    "precision": tuple(PRECISIONS),
-    "lowering": LOWERINGS,
-    "cache": CACHES,
-    "workspace": Count("MiB", high=2**30),
-    f"{PREFIX}DIMENSION": Count(),
-    **SETTINGS,
-}
 STAND_IN = Target("onnxruntime")
 _NO_BF16 = (
     "an engine in bfloat16 could not be proven: ONNX Runtime's CPU multiplies nothing in it, and its rounding "
@@ -53,7 +46,7 @@ class Tensorrt(Backend):
     name = "tensorrt"
     constants_file = "model.onnx, which the plan is built from"
     edition: Edition = TENSORRT
-    declared = OPTIONS
+    declared, devices = OPTIONS, DEVICES
     _lowered: tuple[Program, Any] | None = None  # what was written last, so that its proof need not lower it again
 
     def probe(self, target: Target) -> Probe:

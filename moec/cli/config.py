@@ -32,12 +32,16 @@ def read_config(config: Path) -> dict[str, Any]:
         MoecError: M202 for an unknown preset; M201 for an unknown key, with the nearest one, and for a value that its
             setting does not take.
     """
-    named = {s.key: s for s in SETTINGS.values()}
-    data = _tables(config)
-    unknown = next((key for key in data if key not in named), None)
-    if unknown is not None:
-        raise MoecError("M201", f"unknown key {unknown!r}", str(config), _nearest(unknown))
-    return {named[key].name: named[key].read(value, f"{config}: {key}") for key, value in data.items()}
+    given = {setting_of(key, str(config)): (key, value) for key, value in _tables(config).items()}
+    return {name: SETTINGS[name].read(value, f"{config}: {key}") for name, (key, value) in given.items()}
+
+
+def setting_of(key: str, where: str) -> str:
+    """The name of the setting that a file calls `key`. Raises M201 for an unknown key, with the nearest one."""
+    name = next((s.name for s in SETTINGS.values() if s.key == key), None)
+    if name is None:
+        raise MoecError("M201", f"unknown key {key!r}", where, _nearest(key))
+    return name
 
 
 def _tables(config: Path) -> dict[str, Any]:

@@ -9,23 +9,12 @@ import re
 from typing import Any
 
 from moec import registry
+from moec.cli.completing import OPERATORS
 from moec.cli.config import preset_text, presets
 from moec.errors import CODES, EXIT_CODES, MoecError
 from moec.targets.target import Target
 
 _COST = "#   "  # how a line of a preset begins that says what it cost on a model
-OPERATORS = (
-    "route",
-    "experts",
-    "experts_on_cpu",
-    "moe",
-    "attention",
-    "linear_attention",
-    "selective_scan",
-    "causal_conv",
-    "dequantize",
-    "dequantize_float",
-)
 
 
 def explain(name: str) -> tuple[dict[str, Any], str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moec import registry
+from moec.cli.completing import KINDS, kinds
 from moec.cli.config import presets
 from moec.cli.console import common, emit, say, say_text
 from moec.cli.terminal import TERMINAL
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
     from moec.compiler.shelf import Kept
 
 _COLUMNS = ("engine", "target", "max |d|/std", "size", "age", "verdict")
-KINDS = ("passes", "targets", "presets")
 _AGES = ((86400 * 2, 86400, "days"), (3600 * 2, 3600, "hours"), (60 * 2, 60, "minutes"), (0, 1, "seconds"))
 
 
 @click.command("ls")
-@click.argument("what", required=False)
+@click.argument("what", required=False, shell_complete=kinds)
 @common
 def ls_command(what: str | None, as_json: bool, quiet: bool) -> None:
     """List passes, targets, presets, or (without WHAT) all of them; or the engines in the folder WHAT."""
