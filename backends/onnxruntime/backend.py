@@ -27,17 +27,10 @@ PACKAGES = ("onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript")
 
 
 class Onnxruntime(Backend):
-    """ONNX Runtime 1.31 or newer. Targets `onnxruntime[:cpu]` and `onnxruntime:cuda`, options `precision=fp32|fp16`,
-    `threads=N`, `accuracy=exact|int8`, `tf32=false|true`, `tune=TOKENS`, `graph=false|true`, `kernels=runtime|moec`.
+    """ONNX Runtime 1.31 or newer, on processors (`onnxruntime`, or `onnxruntime:cpu`) and on NVIDIA's GPUs
+    (`onnxruntime:cuda`).
 
-    `accuracy=int8` lets products with quantized weights round their activations to 8 bits: faster, and no longer equal
-    to the program. `tf32=true` lets CUDA round the factors of float32 products to 10 bits of mantissa (TF32), those of
-    routers too, which may then choose other experts; it is compared as half precision is, whose mantissa is as long.
-    `tune=TOKENS`: up to so many tokens a call CUDA's kernels for experts are chosen when an engine is loaded (512 by
-    default, 0 for none), longer calls choose when they first come. `graph=true`: moec's own runner captures a step of
-    one token as a CUDA graph, so that it is one launch; for decoders whose cache lies in buffers without padding.
-    `kernels=moec`: experts on the CPU run in moec's own library (`moec.kernels.cpu`), which lies in the engine's folder
-    and which other clients have to load.
+    With `tf32=true` an engine is compared as half precision is, whose mantissa is as long.
     """
 
     name = "onnxruntime"

@@ -5,7 +5,7 @@ from moec.targets.declared import Count, Declared, Option
 DEVICES = ("cpu", "cuda")
 OPTIONS: Declared = {
     "precision": Option(
-        ("fp32", "fp16"), "fp32", "Of weights and activations. Routers compute in float32 in any case."
+        ("fp32", "fp16"), "fp32", "Of weights and activations. Routers that were fused compute in float32 in any case."
     ),
     "threads": Option(
         Count(low=0, high=4096), "0: one a core", "Threads of the processor for one call. 0 leaves it to the runtime."

@@ -16,7 +16,7 @@ from moec.backends.tensorrt.edition import RTX, TENSORRT, Edition
 from moec.backends.tensorrt.engine_tables import tables
 from moec.backends.tensorrt.fixed_signature import buffers, grown
 from moec.backends.tensorrt.gpu import find_gpu
-from moec.backends.tensorrt.options import DEVICES, OPTIONS, PREFIX
+from moec.backends.tensorrt.options import DEVICES, OPTIONS, PREFIX, RTX_DEVICES
 from moec.backends.tensorrt.policy import MEMORY_BYTES, BuildPlan
 from moec.backends.tensorrt.profiles import Profile, capacity, ends, limits_of, profiles
 from moec.backends.tensorrt.session.engine import FACTS_FILE, PLAN_FILE, TensorrtEngine, read_described
@@ -248,6 +248,7 @@ class TensorrtRtx(Tensorrt):
 
     name = "tensorrt-rtx"
     edition = RTX
+    devices = RTX_DEVICES
 
 
 def stand_in() -> Backend:

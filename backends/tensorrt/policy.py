@@ -50,7 +50,7 @@ class BuildPlan:
         length: the most new tokens of one text.
         step: the tokens that the narrowest profile is tuned for: of a decoder, those of one step.
         memory_bytes: what the intermediates of one MoE block may take.
-        lowering: one of `LOWERINGS`.
+        lowering: one of `LOWERINGS` of `options`.
         capacity: places of a decoder's cache where it is a buffer of fixed size; 0 where it grows.
     """
 

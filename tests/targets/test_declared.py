@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 
 from moec import registry
-from moec.targets.declared import Count, Option, declared_by
+from moec.targets.declared import Count, Declared, Option, declared_by
 
 
 def test_what_an_option_takes_in_a_few_signs() -> None:
@@ -28,7 +29,7 @@ def test_what_is_said_without_the_backend_is_what_the_backend_says(backend: str)
 
 def test_a_backend_of_another_package_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     class Theirs:
-        declared = {"speed": Option(("fast",), "fast", "How fast.")}
+        declared: ClassVar[Declared] = {"speed": Option(("fast",), "fast", "How fast.")}
         devices = ("moon",)
 
     monkeypatch.setattr(registry, "module", lambda group, name: sys)

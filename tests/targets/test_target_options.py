@@ -7,8 +7,8 @@ import pytest
 from moec import registry
 from moec.errors import MoecError
 from moec.targets.backend import refuse
-from moec.targets.target import Target
 from moec.targets.declared import Count, Option
+from moec.targets.target import Target
 from moec.targets.target_options import refused_options
 
 DECLARED = {
