@@ -25,6 +25,7 @@ from moec.pipeline.pipeline import Pipeline
 from moec.program.conditions import Assumptions
 from moec.program.program import Input, Program, dynamic_dimensions
 from moec.progress import Progress
+from moec.registry import did_you_mean
 from moec.targets.backend import Backend, Constant, Probe, Refusal
 from moec.targets.target import Target
 from moec.targets.target_options import refused_options
@@ -74,14 +75,10 @@ class Tensorrt(Backend):
 
     def options(self, target: Target) -> list[Refusal]:
         edition, refusals = self.edition, []
-        known = ", ".join(f"sm{sm}" for sm in edition.architectures)
         for device in target.device.split(",") if target.device else []:
-            if device not in known.split(", "):
-                refusals.append(
-                    Refusal(
-                        f"{edition.title} builds no engine for {device!r}", str(target), f"architectures are {known}"
-                    )
-                )
+            if device not in self.devices:
+                what = f"{edition.title} builds no engine for {device!r}"
+                refusals.append(Refusal(what, str(target), f"architectures are {', '.join(self.devices)}"))
         if edition.builds_on_gpu and "," in target.device:
             refusals.append(Refusal("a plan is for one architecture", str(target), "compile once for each"))
         if target.options.get("precision") == "bf16":
@@ -93,7 +90,10 @@ class Tensorrt(Backend):
         unknown = [name for name in limits_of(target.options) if name not in names]
         fix = f"its dynamic dimensions are {', '.join(names) or 'none'}"
         if unknown:
-            return [Refusal(f"the model has no dynamic dimension {name!r}", f"{PREFIX}{name}", fix) for name in unknown]
+            what = "the model has no dynamic dimension"
+            return [
+                Refusal(f"{what} {name!r}", f"{PREFIX}{name}", did_you_mean(name, list(names), fix)) for name in unknown
+            ]
         from moec.backends.tensorrt.graph.refusals import refusals
 
         return refusals(program, self.plan(target, self._profiles(program, target)))

@@ -117,6 +117,12 @@ def epilogue(verb: str) -> str:
     return "\n\n".join(filter(None, [examples, STATUS]))
 
 
+def example_of(verb: str, otherwise: str) -> str:
+    """Advice for who left out what a verb needs: its first example."""
+    first = next(iter(EXAMPLES.get(verb, {})), "")
+    return f"write for example {first}; {otherwise}" if first else otherwise
+
+
 def _lines(command: str, what: str) -> list[str]:
     if len(command) <= _WIDE:
         return [f"  {command:<{_WIDE}}  # {what}"]
