@@ -8,6 +8,7 @@ from typing import Any
 
 from moec.compiler.options import SETTINGS
 from moec.errors import MoecError
+from moec.files.nearby import nearby
 from moec.files.regular import read_text
 from moec.registry import did_you_mean
 
@@ -48,7 +49,8 @@ def _tables(config: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(_text(config))
     except FileNotFoundError:
-        what, fix = f"no file or preset {str(config)!r}", did_you_mean(str(config), list(presets()))
+        beside = nearby(config, "", lambda place: place.suffix == ".toml") if config.suffix == ".toml" else ""
+        what, fix = f"no file or preset {str(config)!r}", beside or did_you_mean(str(config), list(presets()))
         raise MoecError("M202", what, "--config", fix) from None
     except (OSError, UnicodeDecodeError) as error:
         what = f"the file cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
