@@ -78,7 +78,7 @@ def check_command(
     if junit:
         publish(junit, junit_of_checks(found), junit_form("check"))
     if as_json:
-        emit({name: [error.to_dict() for error in each] for name, each in errors.items()})
+        emit({"manifests": {name: [error.to_dict() for error in each] for name, each in errors.items()}})
     else:
         for name, each in errors.items():
             say("\n".join(map(str, each)) or f"{name}  as it was", err=UNREAD in found[name])

@@ -33,7 +33,7 @@ def ls_command(what: str | None, as_json: bool, quiet: bool) -> None:
         _engines(Path(what), as_json)
     elif what is not None:
         rows = _rows(what)
-        emit(rows) if as_json else say(_table(rows))
+        emit({what: rows}) if as_json else say(_table(rows))
     else:
         every = {kind: _rows(kind) for kind in KINDS}
         emit(every) if as_json else say("\n\n".join(f"{kind}\n{_table(rows)}" for kind, rows in every.items()))
@@ -60,7 +60,7 @@ def _engines(folder: Path, as_json: bool) -> None:
 
     found = engines_in(folder)
     if as_json:
-        emit([{**dataclasses.asdict(kept), "folder": str(kept.folder)} for kept in found])
+        emit({"engines": [{**dataclasses.asdict(kept), "folder": str(kept.folder)} for kept in found]})
         return
     table = TERMINAL.table(_COLUMNS, [_row(kept, folder) for kept in found], right=(2, 3, 4))
     say_text(table) if found else say(f"no engine lies in {folder}")
@@ -91,7 +91,7 @@ def diff_command(left: Path, right: Path, as_json: bool, quiet: bool) -> int:
 
     found = differences(api.read_report(left), api.read_report(right))
     if as_json:
-        emit([dataclasses.asdict(each) for each in found])
+        emit({"differences": [dataclasses.asdict(each) for each in found]})
     else:
         say("\n".join(f"{each.name}: {_said(each.left)} → {_said(each.right)}" for each in found) or "equal")
     return 1 if found else 0
