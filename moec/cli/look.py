@@ -46,7 +46,10 @@ def inspect_command(model: str, markdown: bool, as_json: bool, quiet: bool, **op
 @click.argument("name", shell_complete=completing.names)
 @common
 def explain_command(name: str, as_json: bool, quiet: bool) -> None:
-    """Explain a pass (its options and contract), a target (its options), a preset or an error code."""
+    """Explain NAME: a pass, a target, a preset, an operator or an error code.
+
+    What it does, what each of its options takes and means, and an example.
+    """
     from moec.cli.explain import explain
 
     data, text = explain(name)
