@@ -16,6 +16,7 @@ from moec.kernels.cpu.library import uses_own_kernels
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Input, Program
 from moec.progress import Progress
+from moec.registry import did_you_mean
 from moec.targets.backend import Backend, Constant, Probe, Refusal
 from moec.targets.target import Target
 from moec.targets.target_options import refused_options
@@ -57,11 +58,8 @@ class Onnxruntime(Backend):
     def options(self, target: Target) -> list[Refusal]:
         refusals = []
         if target.device not in ("", *DEVICES):
-            refusals.append(
-                Refusal(
-                    f"onnxruntime has no device {target.device!r}", str(target), "use onnxruntime or onnxruntime:cuda"
-                )
-            )
+            fix = did_you_mean(target.device, DEVICES, "use onnxruntime or onnxruntime:cuda")
+            refusals.append(Refusal(f"onnxruntime has no device {target.device!r}", str(target), fix))
         if target.options.get("tf32") == "true" and target.device != "cuda":
             refusals.append(Refusal("only CUDA has TF32", str(target), "use onnxruntime:cuda,tf32=true"))
         if target.options.get("graph") == "true" and target.device != "cuda":

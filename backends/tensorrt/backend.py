@@ -78,7 +78,8 @@ class Tensorrt(Backend):
         for device in target.device.split(",") if target.device else []:
             if device not in self.devices:
                 what = f"{edition.title} builds no engine for {device!r}"
-                refusals.append(Refusal(what, str(target), f"architectures are {', '.join(self.devices)}"))
+                fix = did_you_mean(device, self.devices, f"architectures are {', '.join(self.devices)}")
+                refusals.append(Refusal(what, str(target), fix))
         if edition.builds_on_gpu and "," in target.device:
             refusals.append(Refusal("a plan is for one architecture", str(target), "compile once for each"))
         if target.options.get("precision") == "bf16":

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from moec import registry
 from moec.compiler.options import SETTINGS
 from moec.errors import MoecError
 from moec.files.nearby import nearby
@@ -34,7 +35,17 @@ def read_config(config: Path) -> dict[str, Any]:
             setting does not take.
     """
     given = {setting_of(key, str(config)): (key, value) for key, value in _tables(config).items()}
-    return {name: SETTINGS[name].read(value, f"{config}: {key}") for name, (key, value) in given.items()}
+    return {name: _read(name, value, config, key) for name, (key, value) in given.items()}
+
+
+def _read(name: str, value: Any, config: Path, key: str) -> Any:
+    """A setting of the file; every error says which file it is in."""
+    try:
+        return SETTINGS[name].read(value, f"{config}: {key}")
+    except MoecError as error:
+        if str(config) in error.where:
+            raise
+        raise MoecError(error.code, error.what, f"{config}: {error.where}", error.fix) from error
 
 
 def setting_of(key: str, where: str) -> str:
@@ -68,4 +79,6 @@ def _nearest(unknown: str) -> str:
     other = {name: s.key for s in SETTINGS.values() for name in (s.name, s.flag.removeprefix("--"))}
     if unknown in other:
         return f"did you mean {other[unknown]}?"
+    if unknown in registry.names("passes"):
+        return f'write a pass as a table [[pass]] with name = "{unknown}"'
     return did_you_mean(unknown, [s.key for s in SETTINGS.values()])

@@ -200,6 +200,9 @@ class PassList(Kind):
 
     expected = "passes, as a text or as [[pass]] tables"
 
+    def advice(self, value: Any) -> str:
+        return "write [[pass]], with two brackets" if isinstance(value, dict) else super().advice(value)
+
     def read(self, value: Any) -> Pipeline:
         from moec.pipeline.notation import check_options
 
