@@ -198,10 +198,7 @@ class TargetText(Kind):
 class PassList(Kind):
     """A pipeline: its text, or several, or TOML's tables."""
 
-    expected = "passes, as a text or as [[pass]] tables"
-
-    def advice(self, value: Any) -> str:
-        return "write [[pass]], with two brackets" if isinstance(value, dict) else super().advice(value)
+    expected = "passes, as a text or as tables [[pass]], with two brackets"
 
     def read(self, value: Any) -> Pipeline:
         from moec.pipeline.notation import check_options
