@@ -78,7 +78,7 @@ class Tensorrt(Backend):
         for device in target.device.split(",") if target.device else []:
             if device not in self.devices:
                 what = f"{edition.title} builds no engine for {device!r}"
-                fix = did_you_mean(device, self.devices, f"architectures are {', '.join(self.devices)}")
+                fix = f"architectures are {', '.join(self.devices)}"  # a number that looks alike is no nearer
                 refusals.append(Refusal(what, str(target), fix))
         if edition.builds_on_gpu and "," in target.device:
             refusals.append(Refusal("a plan is for one architecture", str(target), "compile once for each"))

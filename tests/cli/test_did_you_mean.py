@@ -56,7 +56,6 @@ WRONG = {
     "partition": (("compile", "llama", "--pass", "carve(partition=rowz)", "--calibration", "prose.txt", *OUT), "rows"),
     "target": (("compile", "mixtral", "-t", "onnxruntme", *OUT), "onnxruntime"),
     "device of a target": (("compile", "mixtral", "-t", "onnxruntime:cdua", *OUT), "cuda"),
-    "architecture": (("compile", "mixtral", "-t", "tensorrt-rtx:sm98", *OUT), "sm89"),
     "option of a target": (("compile", "mixtral", "-t", "onnxruntime:precison=fp16", *OUT), "precision=fp32|fp16"),
     "word of a target": (("compile", "mixtral", "-t", "onnxruntime:accuracy=int88", *OUT), "int8"),
     "name": (("explain", "upcicle"), "upcycle"),
