@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -53,14 +54,24 @@ def find(group: Group, name: str) -> Any:
         raise MoecError(
             "M202", f"no {_SINGULAR[group]} is called {name!r}", f"--{_SINGULAR[group]}", did_you_mean(name, known)
         )
-    for entry in _theirs(group, (*sys.path,)):
-        if entry.name == name:
-            return entry.load()
+    entry = _entry(group, name)
+    if entry is not None:
+        return entry.load()
     if group == "sources":
         module_name, _, class_name = _SOURCES[name].partition(":")
         return getattr(importlib.import_module(module_name), class_name)
-    module = importlib.import_module(f"{_PACKAGES[group]}.{name.replace('-', '_')}")
-    return getattr(module, "".join(part.capitalize() for part in name.split("-")))
+    return getattr(module(group, name), "".join(part.capitalize() for part in name.split("-")))
+
+
+def module(group: Group, name: str) -> Any:
+    """The module of a known name of a group; its class may be loaded later."""
+    entry = _entry(group, name)
+    return importlib.import_module(entry.module if entry else f"{_PACKAGES[group]}.{name.replace('-', '_')}")
+
+
+def _entry(group: Group, name: str) -> EntryPoint | None:
+    """What another package adds under this name."""
+    return next((entry for entry in _theirs(group, (*sys.path,)) if entry.name == name), None)
 
 
 @cache
@@ -70,12 +81,20 @@ def _theirs(group: Group, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=f"moec.{group}"))
 
 
-def did_you_mean(name: str, known: list[str], otherwise: str = "") -> str:
-    """Advice for a name that does not exist: the nearest ones, `otherwise`, or all that there are."""
-    near = nearest(name, known)
+def did_you_mean(name: str, known: Sequence[str], otherwise: str = "", written: Mapping[str, str] | None = None) -> str:
+    """Advice for a name that does not exist: the nearest ones, `otherwise`, or all that there are. `written` says how a
+    name is to be written where that is not the name alone."""
+    near = [written[each] if written else each for each in nearest(name, known)]
     return f"did you mean {' or '.join(near)}?" if near else otherwise or f"there are {', '.join(known) or 'none'}"
 
 
-def nearest(name: str, known: list[str]) -> list[str]:
-    """At most two names that somebody who wrote this one may have meant."""
-    return get_close_matches(name, known, n=2, cutoff=0.5)
+def nearest(name: str, known: Sequence[str]) -> list[str]:
+    """At most two names that somebody who wrote this one may have meant, the likeliest first; what is written in other
+    cases, or with other dashes, is near."""
+    plain = {each: _plain(each) for each in known}
+    near = get_close_matches(_plain(name), plain.values(), n=2, cutoff=0.5)
+    return [each for text in dict.fromkeys(near) for each, other in plain.items() if other == text][:2]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")

@@ -23,6 +23,7 @@ from moec.program.decoder_signature import LOGITS
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.recognition.ffn import Ffn
+from moec.registry import did_you_mean
 
 _FITTED = 0.5  # of its cost that a network keeps when its last matrix is fitted anew; 0.4 to 0.7 were measured
 _STEP = 1 / 32  # of the experts, by which less is given up until a budget is kept
@@ -158,7 +159,7 @@ class Carve(Pass):
             raise self._refuse(what, f"set active between {max(1, shared)} and {self.experts}")
         for value, known, word in ((self.partition, PARTITIONS, "partition"), (self.router, ROUTERS, "router")):
             if value not in known:
-                raise self._refuse(f"there is no {word} {value!r}", f"there are {', '.join(known)}")
+                raise self._refuse(f"there is no {word} {value!r}", did_you_mean(str(value), list(known)))
 
     def check_calibration(self, calibration: Calibration) -> None:
         require_tokens(calibration.windows().numel(), self.experts, calibration.text.file)

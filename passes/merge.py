@@ -18,6 +18,7 @@ from moec.pipeline.calibration import Calibration
 from moec.pipeline.passes import Context, Contract, Pass, Plan, Weights
 from moec.program.program import Program
 from moec.recognition.ffn import Ffn, find_ffns
+from moec.registry import did_you_mean
 
 BEST = "best"
 
@@ -113,7 +114,7 @@ class Merge(Pass):
             fix = f"set top_k between 1 and {len(names)}"
             raise self._refuse(f"top_k={self.top_k} of {len(names)} experts is not possible", fix)
         if self.rest not in (BEST, *WAYS):
-            raise self._refuse(f"there is no rest {self.rest!r}", f"there are {', '.join((BEST, *WAYS))}")
+            raise self._refuse(f"there is no rest {self.rest!r}", did_you_mean(str(self.rest), [BEST, *WAYS]))
         if type(self.rank) is not int or self.rank < 0:
             raise self._refuse(
                 f"rank={self.rank} is no rank of a matrix", "give a whole number, 0 for whole differences"

@@ -19,6 +19,7 @@ from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.recognition.linear import find_linears
 from moec.recognition.router_region import NotARouter
+from moec.registry import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ class PruneExperts(Pass):
                 "write for example keep=0.75: above 0 and at most 1",
             )
         if self.score not in SCORES:
-            raise self._refuse(f"there is no score {self.score!r}", str(self), f"scores are {', '.join(SCORES)}")
+            raise self._refuse(
+                f"there is no score {self.score!r}", str(self), did_you_mean(str(self.score), list(SCORES))
+            )
 
     def _moe_blocks(self, program: Program, context: Context) -> list[MoeBlock]:
         linears, found = find_linears(program), []

@@ -113,6 +113,9 @@ class Quantize(Pass):
         """The same grids rounded to nearest, an expert of a budget in its narrowest width."""
         return type(self)(**without_data(vars(self)))
 
+    def check_settings(self) -> None:
+        self._settings.check()
+
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of places where a weight was replaced. Raises M203 on settings that are invalid or fit no
         weight, and where a calibration text is missing."""

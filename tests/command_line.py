@@ -26,4 +26,7 @@ class Cli:
         return str(out)
 
     def json(self, *arguments: object, status: int = 0) -> Any:
-        return json.loads(self(*arguments, "--json", status=status))
+        """What it prints with `--json`, which is an object with a version, whatever the verb and the status."""
+        data = json.loads(self(*arguments, "--json", status=status))
+        assert data.pop("schema_version") == 1
+        return data

@@ -137,7 +137,7 @@ def tool(folder: Path, name: str, does: str) -> Path:
 
 
 def test_a_slash_and_lines_of_arguments_are_understood(tmp_path: Path) -> None:
-    row = '[{"verdict": "verified", "target": "onnxruntime", "deviation": 1, "size_bytes": 2}]'
+    row = '{"engines": [{"verdict": "verified", "target": "onnxruntime", "deviation": 1, "size_bytes": 2}]}'
     told = tool(tmp_path / "bin", "moec", f"[ $1 = ls ] && echo '{row}' || true")
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     run = Runner(tmp_path, model="m", engine="out/engine//", arguments="--seed 3\n--input *.py\n--no-cache\n")

@@ -66,6 +66,8 @@ RUNTIMES = {
 }
 # files without a test of their own, and the test through which they run
 THROUGH = {
+    "backends/onnxruntime/options.py": "tests/targets/test_declared.py",
+    "backends/tensorrt/options.py": "tests/targets/test_declared.py",
     "moec/cli/build.py": "tests/cli/test_cli.py",
     "moec/cli/console.py": "tests/cli/test_bad_input.py",
     "moec/cli/look.py": "tests/cli/test_cli.py",

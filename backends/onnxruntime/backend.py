@@ -10,44 +10,34 @@ from typing import Any
 
 import torch
 
+from moec.backends.onnxruntime.options import DEVICES, OPTIONS
 from moec.execution.engine import TUNED, Engine
 from moec.kernels.cpu.library import uses_own_kernels
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Input, Program
 from moec.progress import Progress
+from moec.registry import did_you_mean
 from moec.targets.backend import Backend, Constant, Probe, Refusal
 from moec.targets.target import Target
-from moec.targets.target_options import Count, Declared, refused_options
+from moec.targets.target_options import refused_options
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
-OPTIONS: Declared = {
-    "precision": tuple(PRECISIONS), "threads": Count(low=0, high=4096), "accuracy": ("exact", "int8"),
-    "tf32": ("false", "true"), "tune": Count("TOKENS", low=0, high=2**20), "graph": ("false", "true"),
-    "kernels": ("runtime", "moec"),
-}  # fmt: skip
 ROUNDED = 0.3  # max |d|/std that activations of 8 bits may cost: 0.05 to 0.17 in decoders of two to six layers
 TF32 = 0.02  # the same for factors of 10 bits, as in half precision: 0.006 to 0.010 in decoders of two layers
 PACKAGES = ("onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript")
 
 
 class Onnxruntime(Backend):
-    """ONNX Runtime 1.31 or newer. Targets `onnxruntime[:cpu]` and `onnxruntime:cuda`, options `precision=fp32|fp16`,
-    `threads=N`, `accuracy=exact|int8`, `tf32=false|true`, `tune=TOKENS`, `graph=false|true`, `kernels=runtime|moec`.
+    """ONNX Runtime 1.31 or newer, on processors (`onnxruntime`, or `onnxruntime:cpu`) and on NVIDIA's GPUs
+    (`onnxruntime:cuda`).
 
-    `accuracy=int8` lets products with quantized weights round their activations to 8 bits: faster, and no longer equal
-    to the program. `tf32=true` lets CUDA round the factors of float32 products to 10 bits of mantissa (TF32), those of
-    routers too, which may then choose other experts; it is compared as half precision is, whose mantissa is as long.
-    `tune=TOKENS`: up to so many tokens a call CUDA's kernels for experts are chosen when an engine is loaded (512 by
-    default, 0 for none), longer calls choose when they first come. `graph=true`: moec's own runner captures a step of
-    one token as a CUDA graph, so that it is one launch; for decoders whose cache lies in buffers without padding.
-    `kernels=moec`: experts on the CPU run in moec's own library (`moec.kernels.cpu`), which lies in the engine's folder
-    and which other clients have to load.
+    With `tf32=true` an engine is compared as half precision is, whose mantissa is as long.
     """
 
     name = "onnxruntime"
     joins = True
     constants_file = "model.onnx"
-    declared = OPTIONS
+    declared, devices = OPTIONS, DEVICES
     _lowered: tuple[Program, Any] | None = None  # what was built last, so that its proof need not lower it again
 
     def probe(self, target: Target) -> Probe:
@@ -67,12 +57,9 @@ class Onnxruntime(Backend):
 
     def options(self, target: Target) -> list[Refusal]:
         refusals = []
-        if target.device not in ("", "cpu", "cuda"):
-            refusals.append(
-                Refusal(
-                    f"onnxruntime has no device {target.device!r}", str(target), "use onnxruntime or onnxruntime:cuda"
-                )
-            )
+        if target.device not in ("", *DEVICES):
+            fix = did_you_mean(target.device, DEVICES, "use onnxruntime or onnxruntime:cuda")
+            refusals.append(Refusal(f"onnxruntime has no device {target.device!r}", str(target), fix))
         if target.options.get("tf32") == "true" and target.device != "cuda":
             refusals.append(Refusal("only CUDA has TF32", str(target), "use onnxruntime:cuda,tf32=true"))
         if target.options.get("graph") == "true" and target.device != "cuda":

@@ -1,18 +1,20 @@
 """TensorRT and TensorRT-RTX: one lowering, one builder, two libraries.
 
 The classes are loaded when they are first used: the process that builds imports this package too, and must not wait for
-torch.
+torch. Nor must who asks what a target's text may say.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Tensorrt", "TensorrtRtx"]
+from moec.backends.tensorrt.options import DEVICES, OPTIONS
+
+__all__ = ["DEVICES", "OPTIONS", "Tensorrt", "TensorrtRtx"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
+    if name in ("Tensorrt", "TensorrtRtx"):
         from moec.backends.tensorrt import backend
 
         return getattr(backend, name)

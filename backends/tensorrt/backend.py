@@ -11,33 +11,27 @@ from typing import Any
 import torch
 
 from moec import registry
-from moec.backends.tensorrt.building.request import SETTINGS, refused_settings, request_of
+from moec.backends.tensorrt.building.request import refused_settings, request_of
 from moec.backends.tensorrt.edition import RTX, TENSORRT, Edition
 from moec.backends.tensorrt.engine_tables import tables
 from moec.backends.tensorrt.fixed_signature import buffers, grown
 from moec.backends.tensorrt.gpu import find_gpu
-from moec.backends.tensorrt.policy import CACHES, LOWERINGS, MEMORY_BYTES, BuildPlan
-from moec.backends.tensorrt.profiles import PREFIX, Profile, capacity, ends, limits_of, profiles
+from moec.backends.tensorrt.options import DEVICES, OPTIONS, PREFIX, RTX_DEVICES
+from moec.backends.tensorrt.policy import MEMORY_BYTES, BuildPlan
+from moec.backends.tensorrt.profiles import Profile, capacity, ends, limits_of, profiles
 from moec.backends.tensorrt.session.engine import FACTS_FILE, PLAN_FILE, TensorrtEngine, read_described
 from moec.execution.engine import Engine
 from moec.pipeline.pipeline import Pipeline
 from moec.program.conditions import Assumptions
 from moec.program.program import Input, Program, dynamic_dimensions
 from moec.progress import Progress
+from moec.registry import did_you_mean
 from moec.targets.backend import Backend, Constant, Probe, Refusal
 from moec.targets.target import Target
-from moec.targets.target_options import Count, Declared, refused_options
+from moec.targets.target_options import refused_options
 
 MODEL_FILE = "model.onnx"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
-OPTIONS: Declared = {
-    "precision": tuple(PRECISIONS),
-    "lowering": LOWERINGS,
-    "cache": CACHES,
-    "workspace": Count("MiB", high=2**30),
-    f"{PREFIX}DIMENSION": Count(),
-    **SETTINGS,
-}
 STAND_IN = Target("onnxruntime")
 _NO_BF16 = (
     "an engine in bfloat16 could not be proven: ONNX Runtime's CPU multiplies nothing in it, and its rounding "
@@ -53,7 +47,7 @@ class Tensorrt(Backend):
     name = "tensorrt"
     constants_file = "model.onnx, which the plan is built from"
     edition: Edition = TENSORRT
-    declared = OPTIONS
+    declared, devices = OPTIONS, DEVICES
     _lowered: tuple[Program, Any] | None = None  # what was written last, so that its proof need not lower it again
 
     def probe(self, target: Target) -> Probe:
@@ -81,14 +75,11 @@ class Tensorrt(Backend):
 
     def options(self, target: Target) -> list[Refusal]:
         edition, refusals = self.edition, []
-        known = ", ".join(f"sm{sm}" for sm in edition.architectures)
         for device in target.device.split(",") if target.device else []:
-            if device not in known.split(", "):
-                refusals.append(
-                    Refusal(
-                        f"{edition.title} builds no engine for {device!r}", str(target), f"architectures are {known}"
-                    )
-                )
+            if device not in self.devices:
+                what = f"{edition.title} builds no engine for {device!r}"
+                fix = f"architectures are {', '.join(self.devices)}"  # a number that looks alike is no nearer
+                refusals.append(Refusal(what, str(target), fix))
         if edition.builds_on_gpu and "," in target.device:
             refusals.append(Refusal("a plan is for one architecture", str(target), "compile once for each"))
         if target.options.get("precision") == "bf16":
@@ -100,7 +91,10 @@ class Tensorrt(Backend):
         unknown = [name for name in limits_of(target.options) if name not in names]
         fix = f"its dynamic dimensions are {', '.join(names) or 'none'}"
         if unknown:
-            return [Refusal(f"the model has no dynamic dimension {name!r}", f"{PREFIX}{name}", fix) for name in unknown]
+            what = "the model has no dynamic dimension"
+            return [
+                Refusal(f"{what} {name!r}", f"{PREFIX}{name}", did_you_mean(name, list(names), fix)) for name in unknown
+            ]
         from moec.backends.tensorrt.graph.refusals import refusals
 
         return refusals(program, self.plan(target, self._profiles(program, target)))
@@ -255,6 +249,7 @@ class TensorrtRtx(Tensorrt):
 
     name = "tensorrt-rtx"
     edition = RTX
+    devices = RTX_DEVICES
 
 
 def stand_in() -> Backend:

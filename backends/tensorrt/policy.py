@@ -32,8 +32,6 @@ NATIVE = (100, 103, 110)  # compute capabilities of the MoE layer
 KERNELS = (80, 86, 87, 89, 90, 120, 121)  # those that moec's own kernels are compiled for
 OFF = "moec's own kernels would fit, and are not the default here (ask for them with lowering=kernels): "
 UNPACKED = "gathering unpacks all experts first, and never pays for packed weights"
-LOWERINGS = ("auto", "native", "gathered", "dense", "either", "kernels")
-CACHES = ("fixed", "growing")  # a buffer that is written in place, or tensors that each call makes anew
 COPIES = 3  # passes over memory of a gathered matrix: read, written, read again; a dense one is read once
 PIECES = 16  # of a call's tokens, at most, that one after the other become wide products
 MEMORY_BYTES = 16 * 2**30
@@ -52,7 +50,7 @@ class BuildPlan:
         length: the most new tokens of one text.
         step: the tokens that the narrowest profile is tuned for: of a decoder, those of one step.
         memory_bytes: what the intermediates of one MoE block may take.
-        lowering: one of `LOWERINGS`.
+        lowering: one of `LOWERINGS` of `options`.
         capacity: places of a decoder's cache where it is a buffer of fixed size; 0 where it grows.
     """
 

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 from moec.backends.tensorrt.fixed_signature import VIEW
+from moec.backends.tensorrt.options import PREFIX
 from moec.errors import MoecError
 from moec.program.conditions import Condition, broken
 from moec.program.decoder_signature import PAST, SEQUENCE
@@ -19,7 +20,6 @@ from moec.program.signature import PLUS, Input, dynamic_dimensions, identifier
 
 LARGEST = {"batch": 8, SEQUENCE: 1024, PAST: 4096}  # unless the target says max_NAME=N
 OTHER = 1024
-PREFIX = "max_"
 HELD = (PAST, VIEW)  # dimensions that count what is there already, not the tokens of a call
 Range = tuple[int, int, int]
 

@@ -65,7 +65,8 @@ class LazyGroup(click.Group):
         if cmd_name not in VERBS:
             if ctx.resilient_parsing:  # a shell asks how the word could go on
                 return None
-            raise MoecError("M201", f"no verb is called {cmd_name!r}", "moec", did_you_mean(cmd_name, list(VERBS)))
+            fix = did_you_mean(cmd_name, list(VERBS), "see `moec --help`, or `moec VERB --help`")
+            raise MoecError("M201", f"no verb is called {cmd_name!r}", "moec", fix)
         command: click.Command = getattr(importlib.import_module(f"moec.cli.{VERBS[cmd_name]}"), f"{cmd_name}_command")
         command.epilog = epilogue(cmd_name)
         return command
@@ -103,6 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     arguments = sys.argv[1:] if argv is None else argv
     if COMPLETION in os.environ:  # a shell asks how a command could go on
+        importlib.import_module("moec.cli.completion")
         cli.main(arguments, prog_name="moec")
     debug, as_json = "--debug" in arguments, "--json" in arguments
     INTERRUPTION.install()

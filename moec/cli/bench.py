@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moec.cli import completing
 from moec.cli.console import common, emit, say
 from moec.cli.interruption import INTERRUPTION
 from moec.cli.live import QuietProgress
@@ -39,7 +40,7 @@ class Rounds(QuietProgress):
 
 
 @click.command("bench")
-@click.argument("engines", nargs=-1, required=True)
+@click.argument("engines", nargs=-1, required=True, shell_complete=completing.files)
 @click.option(
     "--size",
     "sizes",

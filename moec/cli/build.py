@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moec import registry
-from moec.cli.completion import completer
+from moec.cli import completing
 from moec.cli.config import read_config
 from moec.cli.console import common, emit, progress, say, say_verdict
+from moec.cli.overrides import overridden, set_option
 from moec.cli.script import script
 from moec.cli.settings import given_settings, run_option, setting_options, text_options, trust_options
 from moec.cli.terminal import TERMINAL
@@ -21,14 +22,17 @@ from moec.errors import MoecError
 from moec.files.fresh import write_new
 from moec.targets.target import Target
 
+if TYPE_CHECKING:
+    from moec.pipeline.pipeline import Pipeline
+
 
 @click.command("compile")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=completing.files)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The engine folder to write.")
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    shell_complete=completer("config"),
+    shell_complete=completing.configs,
     help="A TOML file with any of the settings below, or the name of a preset. The command line overrides it.",
 )
 @click.option(
@@ -38,7 +42,12 @@ from moec.targets.target import Target
     help="Rebuild the engine of this moec.json: its model, with its settings. The command line overrides these.",
 )
 @setting_options()
-@click.option("--precision", help="Of the engine's floats, as --target says it: short for --target …,precision=fp16.")
+@set_option
+@click.option(
+    "--precision",
+    shell_complete=completing.precision,
+    help="Of the engine's floats, as --target says it: short for --target …,precision=fp16.",
+)
 @trust_options
 @run_option
 @click.option(
@@ -50,7 +59,7 @@ from moec.targets.target import Target
     "--print-after",
     multiple=True,
     metavar="PASS",
-    shell_complete=completer("pipeline"),
+    shell_complete=completing.passes_or_all,
     help="Print the program on stderr after this pass, or after all. Repeatable.",
 )
 @click.option(
@@ -67,6 +76,7 @@ def compile_command(
     out: Path,
     manifest: Path | None,
     config: Path | None,
+    overrides: tuple[str, ...],
     dump: Path | None,
     print_after: tuple[str, ...],
     gen_script: Path | None,
@@ -85,10 +95,12 @@ def compile_command(
     is there.
 
     Settings come from --config, or from --from; an option that is given on the command line takes their place, also
-    where it says the default. --pass replaces all passes of the file.
+    where it says the default. --pass replaces all passes of the file, --set a single option of one of them.
     """
     _refuse_together(model, manifest, config)
-    settings = {**(read_config(config) if config else {}), **given_settings(context)}
+    given = given_settings(context)
+    settings = {**(read_config(config) if config else {}), **given}
+    settings = overridden(settings, overrides, given, lambda: _recorded(manifest))
     if precision is not None:
         target = Target.parse(str(settings.get("target", SETTINGS["target"].default)))
         settings["target"] = with_precision(target, precision)
@@ -109,6 +121,17 @@ def compile_command(
     rest |= {"hooks": _hooks(dump, print_after), "progress": progress(quiet)}
     report = api.rebuild(manifest, **rest, **settings) if manifest else api.compile(str(model), **rest, **settings)
     _say(out, report, as_json, serving_of(settings.get("save_hf"), settings.get("save_gguf")))
+
+
+def _recorded(manifest: Path | None) -> Pipeline | None:
+    """The passes of `--from`; None without one."""
+    from moec.compiler.engine_folder import options_of
+    from moec.report.artefacts import MANIFEST
+    from moec.report.report import Report
+
+    if manifest is None:
+        return None
+    return options_of(Report.read(manifest / MANIFEST if manifest.is_dir() else manifest)).pipeline
 
 
 def _write_script(path: Path, text: str, as_json: bool) -> None:
@@ -156,7 +179,9 @@ def _refuse_together(model: str | None, manifest: Path | None, config: Path | No
 @click.command("build")
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.option(
-    "--model", help="Where the model lies on this machine, if not where it was compiled; its files must be the same."
+    "--model",
+    shell_complete=completing.files,
+    help="Where the model lies on this machine, if not where it was compiled; its files must be the same.",
 )
 @click.option("--tolerance", type=float, help="Allowed max|d|/std(reference).")
 @text_options

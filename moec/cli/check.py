@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
+from moec.cli import completing
 from moec.cli.annotations import annotation, are_wanted
-from moec.cli.completion import completer
 from moec.cli.config import read_config
 from moec.cli.console import common, emit, say
+from moec.cli.overrides import overridden, set_option
 from moec.cli.report_file import junit_form, publish, require_replaceable
 from moec.cli.settings import run_option, trust_options
 from moec.cli.terminal import TERMINAL
@@ -29,9 +30,10 @@ def _annotate(context: click.Context, parameter: click.Parameter, wanted: bool |
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    shell_complete=completer("config"),
+    shell_complete=completing.configs,
     help="A TOML file, or a preset, whose settings the engines must have been compiled with.",
 )
+@set_option
 @click.option("--junit", type=click.Path(path_type=Path), help="Write what was compared as JUnit XML.")
 @click.option(
     "--annotate/--no-annotate",
@@ -46,6 +48,7 @@ def _annotate(context: click.Context, parameter: click.Parameter, wanted: bool |
 def check_command(
     manifests: tuple[Path, ...],
     config: Path | None,
+    overrides: tuple[str, ...],
     junit: Path | None,
     require_run: bool,
     as_json: bool,
@@ -62,7 +65,7 @@ def check_command(
 
     if junit:
         require_replaceable(junit, junit_form("check"))
-    wanted = read_config(config) if config else {}
+    wanted = overridden(read_config(config) if config else {}, overrides)
     Options.of(dict(wanted))  # a mistake in it is no manifest's
     found, status = dict[str, dict[str, MoecError | None]](), 0
     for manifest in manifests:
@@ -75,7 +78,7 @@ def check_command(
     if junit:
         publish(junit, junit_of_checks(found), junit_form("check"))
     if as_json:
-        emit({name: [error.to_dict() for error in each] for name, each in errors.items()})
+        emit({"manifests": {name: [error.to_dict() for error in each] for name, each in errors.items()}})
     else:
         for name, each in errors.items():
             say("\n".join(map(str, each)) or f"{name}  as it was", err=UNREAD in found[name])

@@ -6,8 +6,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from moec import registry
 from moec.compiler.options import SETTINGS
 from moec.errors import MoecError
+from moec.files.nearby import nearby
 from moec.files.regular import read_text
 from moec.registry import did_you_mean
 
@@ -32,19 +34,34 @@ def read_config(config: Path) -> dict[str, Any]:
         MoecError: M202 for an unknown preset; M201 for an unknown key, with the nearest one, and for a value that its
             setting does not take.
     """
-    named = {s.key: s for s in SETTINGS.values()}
-    data = _tables(config)
-    unknown = next((key for key in data if key not in named), None)
-    if unknown is not None:
-        raise MoecError("M201", f"unknown key {unknown!r}", str(config), _nearest(unknown))
-    return {named[key].name: named[key].read(value, f"{config}: {key}") for key, value in data.items()}
+    given = {setting_of(key, str(config)): (key, value) for key, value in _tables(config).items()}
+    return {name: _read(name, value, config, key) for name, (key, value) in given.items()}
+
+
+def _read(name: str, value: Any, config: Path, key: str) -> Any:
+    """A setting of the file; every error says which file it is in."""
+    try:
+        return SETTINGS[name].read(value, f"{config}: {key}")
+    except MoecError as error:
+        if str(config) in error.where:
+            raise
+        raise MoecError(error.code, error.what, f"{config}: {error.where}", error.fix) from error
+
+
+def setting_of(key: str, where: str) -> str:
+    """The name of the setting that a file calls `key`. Raises M201 for an unknown key, with the nearest one."""
+    name = next((s.name for s in SETTINGS.values() if s.key == key), None)
+    if name is None:
+        raise MoecError("M201", f"unknown key {key!r}", where, _nearest(key))
+    return name
 
 
 def _tables(config: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(_text(config))
     except FileNotFoundError:
-        what, fix = f"no file or preset {str(config)!r}", did_you_mean(str(config), list(presets()))
+        beside = nearby(config, "", lambda place: place.suffix == ".toml") if config.suffix == ".toml" else ""
+        what, fix = f"no file or preset {str(config)!r}", beside or did_you_mean(str(config), list(presets()))
         raise MoecError("M202", what, "--config", fix) from None
     except (OSError, UnicodeDecodeError) as error:
         what = f"the file cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
@@ -62,4 +79,6 @@ def _nearest(unknown: str) -> str:
     other = {name: s.key for s in SETTINGS.values() for name in (s.name, s.flag.removeprefix("--"))}
     if unknown in other:
         return f"did you mean {other[unknown]}?"
+    if unknown in registry.names("passes"):
+        return f'write a pass as a table [[pass]] with name = "{unknown}"'
     return did_you_mean(unknown, [s.key for s in SETTINGS.values()])

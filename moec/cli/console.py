@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from moec.cli.live import ConsoleProgress, QuietProgress, clear_screen
 from moec.cli.terminal import TERMINAL
 from moec.errors import MoecError
 from moec.progress import Progress
+
+VERSION_KEY, SCHEMA_VERSION = "schema_version", 1  # it rises when a name goes, or comes to mean something else
 
 
 def common(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,8 +85,9 @@ def say_text(text: str) -> None:
     click.echo(text, file=TERMINAL.stream())
 
 
-def emit(data: Any) -> None:
-    """Print plain data as JSON on stdout."""
+def emit(data: Mapping[str, Any]) -> None:
+    """Print plain data as a JSON object on stdout, with the version of what all verbs print."""
+    data = {VERSION_KEY: SCHEMA_VERSION, **data}
     click.echo(json.dumps(data, indent=2, sort_keys=True, default=str, allow_nan=False), file=TERMINAL.stream())
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from moec.cli.completion import completer
+from moec.cli import completing
 from moec.cli.config import preset_text, presets
 from moec.cli.console import common, emit, say
 from moec.errors import MoecError
@@ -15,7 +15,7 @@ from moec.registry import did_you_mean
 
 
 @click.command("cp")
-@click.argument("preset", shell_complete=completer("config"))
+@click.argument("preset", shell_complete=completing.preset_names)
 @click.argument("to", type=click.Path(path_type=Path), default=".")
 @common
 def cp_command(preset: str, to: Path, as_json: bool, quiet: bool) -> None:

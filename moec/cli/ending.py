@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import click
 
+from moec.cli.examples import example_of
 from moec.errors import MoecError
 from moec.files.refused import refused
 from moec.registry import did_you_mean
@@ -52,6 +53,8 @@ def _usage_error(error: click.UsageError) -> MoecError:
         flags = [o for p in error.ctx.command.get_params(error.ctx) for o in (*p.opts, *p.secondary_opts)]
         what = f"no option is called {error.option_name!r}"
         fix = did_you_mean(error.option_name, [flag for flag in flags if flag.startswith("--")], fix)
+    elif isinstance(error, click.MissingParameter) and error.ctx:
+        fix = example_of(error.ctx.info_name or "", fix)
     elif chosen := _CHOICE.search(what):
         fix = did_you_mean(chosen[1], re.findall(r"'([^']*)'", chosen[2]))
     return MoecError("M201", what, where, fix)

@@ -7,6 +7,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "compile": {
         "moec compile mixtral/ -o engine/": "an engine for this machine's CPU, proven",
         "moec compile llama/ --config int4 -o small/": "weights of 4 bits, by a preset",
+        "moec compile llama/ --config int4 --set quantize.group=32 -o small/": "and one of its options otherwise",
         "moec compile my_model.py:network --input 'x=batch,64:float32' -o net/": "a module of one's own",
         "moec compile mixtral/ -t onnxruntime:cuda,precision=fp16 --require-run -o engine/": "on a GPU, or not at all",
         "moec compile mixtral/ --max-ram 16GiB -o engine/": "in no more memory than this",
@@ -37,6 +38,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "moec plan mixtral/ --format bf16,int4 --device h200,rtx4090": "what fits where, and how fast",
         "moec plan mixtral/ --device cpu,cpu-int8 --format fp32,int4": "on this machine, after `moec probe`",
         "moec plan mixtral/ --device h200 --batch 1,8,64 --html plan.html": "a page with plots, and what is advised",
+        "moec plan mixtral/ --config int4 --set quantize.group=32": "as a preset packs it, one option otherwise",
         "moec plan mixtral/ --pass 'quantize(bits=4)' -t onnxruntime": "which passes would fire, and where not",
         "moec plan mixtral/ --device h200 --traffic 20rps --price h200=3.5": "replicas, latency, cost a million tokens",
     },
@@ -70,6 +72,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "check": {
         "moec check engine/": "are model, texts and files still what the manifest says?",
         "moec check engines/*/moec.json --config mine.toml": "several, with the settings that they should have",
+        "moec check engine/ --set seed=3": "and was it compiled with this setting?",
         "moec check engine/ --require-run": "and has it run on what it is for?",
     },
     "attest": {
@@ -77,9 +80,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "moec attest engine/ --check engine.intoto.json": "hold the files against a statement",
     },
     "explain": {
-        "moec explain upcycle": "a pass, its options and its contract",
-        "moec explain onnxruntime": "a target and its options",
-        "moec explain M104": "an error",
+        "moec explain upcycle": "a pass: what it does, each option, what it changes in a small model",
+        "moec explain onnxruntime": "a target: what each option does",
+        "moec explain int4": "a preset: what it sets, and what it cost on which model",
+        "moec explain M104": "an error: what it means, the way out, an example",
     },
     "tiny": {
         "moec tiny mixtral/ tiny/": "the same architecture, two layers, random weights",
@@ -115,6 +119,12 @@ def epilogue(verb: str) -> str:
     lines = [line for command, what in EXAMPLES.get(verb, {}).items() for line in _lines(command, what)]
     examples = "\b\nExamples:\n" + "\n".join(lines) if lines else ""
     return "\n\n".join(filter(None, [examples, STATUS]))
+
+
+def example_of(verb: str, otherwise: str) -> str:
+    """Advice for who left out what a verb needs: its first example."""
+    first = next(iter(EXAMPLES.get(verb, {})), "")
+    return f"write for example {first}; {otherwise}" if first else otherwise
 
 
 def _lines(command: str, what: str) -> list[str]:

@@ -142,26 +142,34 @@ def _bar() -> Bar:
 
 
 def _amount() -> Any:
-    """The column of figures: `12.3 MiB of 48.0 MiB  45.0 MiB/s  1 s left  model.embed_tokens.weight`."""
+    """The column of figures: `12.3 MiB of 48.0 MiB  45.0 MiB/s  1 s left  peak 310 MiB  lm_head.weight`."""
     from rich.progress import ProgressColumn, Task
     from rich.text import Text
 
     class Amount(ProgressColumn):
         def render(self, task: Task) -> Text:
+            peak = peak_rss_bytes()
             if not task.total:
-                return Text(f"{task.elapsed or 0:.0f} s")
+                return Text(f"{task.elapsed or 0:.0f} s  {_peak(peak)}")
             unit, what = task.fields["unit"], task.fields["what"]
-            return Text(amount(task.completed, task.total, task.speed, task.time_remaining, unit, what))
+            return Text(amount(task.completed, task.total, task.speed, task.time_remaining, unit, what, peak))
 
     return Amount()
 
 
-def amount(done: float, total: float, rate: float | None, left: float | None, unit: str = "", what: str = "") -> str:
-    """How far a running stage is: bytes (`unit` "B") or counts, bytes a second, and the time left."""
+def amount(
+    done: float, total: float, rate: float | None, left: float | None, unit: str = "", what: str = "", peak: int = 0
+) -> str:
+    """How far a running stage is: bytes (`unit` "B") or counts, bytes a second, the time left, and the peak of memory
+    in bytes where it is known."""
     show = size_of if unit == "B" else lambda n: f"{n:.0f}"
     speed = f"{size_of(rate)}/s" if rate and unit == "B" else ""
     remaining = f"{_time(left)} left" if left is not None and unit == "B" else ""
-    return "  ".join(filter(None, [f"{show(done)} of {show(total)}", speed, remaining, what]))
+    return "  ".join(filter(None, [f"{show(done)} of {show(total)}", speed, remaining, _peak(peak), what]))
+
+
+def _peak(size_bytes: int) -> str:
+    return f"peak {size_of(size_bytes)}" if size_bytes else ""
 
 
 def _time(seconds: float) -> str:

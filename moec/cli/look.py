@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from moec import registry
+from moec.cli import completing
 from moec.cli.console import common, emit, say, say_text, waiting
 from moec.cli.settings import model_options
 from moec.errors import MoecError
 
 
 @click.command("inspect")
-@click.argument("model")
+@click.argument("model", shell_complete=completing.files)
 @click.option("--markdown", is_flag=True, help="Of an engine: its whole report as Markdown, e.g. for a job's summary.")
 @model_options
 @common
@@ -42,10 +43,13 @@ def inspect_command(model: str, markdown: bool, as_json: bool, quiet: bool, **op
 
 
 @click.command("explain")
-@click.argument("name")
+@click.argument("name", shell_complete=completing.names)
 @common
 def explain_command(name: str, as_json: bool, quiet: bool) -> None:
-    """Explain a pass (its options and contract), a target (its options), a preset or an error code."""
+    """Explain NAME: a pass, a target, a preset, an operator or an error code.
+
+    What it does, what each of its options takes and means, and an example.
+    """
     from moec.cli.explain import explain
 
     data, text = explain(name)

@@ -10,40 +10,83 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moec.cli import completing
+from moec.cli.config import read_config
 from moec.cli.console import common, emit, say, say_text
 from moec.cli.lists import numbers, words
+from moec.cli.overrides import overridden, set_option
 from moec.cli.plan_advice import advice_lines
 from moec.cli.plan_devices import RIGHT, device_rows
 from moec.cli.plan_serving import origins, server_lines, serving_notes, serving_options, serving_tables
 from moec.cli.report_file import PLAN_PAGE, publish, require_replaceable
 from moec.cli.terminal import TERMINAL
 from moec.cli.wrapping import say_wrapped
+from moec.compiler.options import SETTINGS
+from moec.errors import MoecError
 from moec.shown import count_of, size_of, span_of
 
 if TYPE_CHECKING:
     from moec.compiler.foresee import Foreseen
+    from moec.pipeline.pipeline import Pipeline
     from moec.planning.estimate import Estimate, Situation
 
 Row = tuple[str, ...]
 
 
 @click.command("plan")
-@click.argument("model")
+@click.argument("model", shell_complete=completing.files)
 @click.option(
-    "--format", "formats", callback=words, default="bf16", help="Of the weights: bf16,int4,balanced,… (default bf16)."
+    "--format",
+    "formats",
+    callback=words,
+    default="bf16",
+    shell_complete=completing.plan_formats,
+    help="Of the weights: bf16,int4,balanced,… (default bf16).",
 )
 @click.option(
-    "--device", "devices", callback=words, default="", help="h200,rtx4090,…: what fits, and how fast it runs."
+    "--device",
+    "devices",
+    callback=words,
+    default="",
+    shell_complete=completing.plan_devices,
+    help="h200,rtx4090,…: what fits, and how fast it runs.",
 )
 @click.option("--batch", "batches", callback=numbers, default="1", help="Texts at once: 1,8,64 (default 1).")
 @click.option("--context", type=int, help="Tokens of a text (default 4096, or all that the model's positions reach).")
-@click.option("--state", default="bf16", help="Of keys and values: bf16, fp8 or int8 (default bf16).")
-@click.option("--versus", help="Another model: which of the two reads less for a token, batch by batch.")
+@click.option(
+    "--state",
+    default="bf16",
+    shell_complete=completing.plan_states,
+    help="Of keys and values: bf16, fp8 or int8 (default bf16).",
+)
+@click.option(
+    "--versus",
+    shell_complete=completing.files,
+    help="Another model: which of the two reads less for a token, batch by batch.",
+)
 @click.option("--ranks", callback=numbers, default="", help="8,64: what experts on so many devices send a token.")
 @click.option(
-    "--pass", "pipeline", default="", help="Passes, as for compile: the model that they make, and where they fire."
+    "--pass",
+    "passes",
+    multiple=True,
+    shell_complete=completing.passes,
+    help="Passes, as for compile: the model that they make, and where they fire. Repeatable.",
 )
-@click.option("-t", "--target", "targets", multiple=True, help="As for compile: would it take the model? Repeatable.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    shell_complete=completing.configs,
+    help="As for compile: a TOML file, or a preset, for its passes and its target.",
+)
+@set_option
+@click.option(
+    "-t",
+    "--target",
+    "targets",
+    multiple=True,
+    shell_complete=completing.target,
+    help="As for compile: would it take the model? Repeatable.",
+)
 @serving_options
 @click.option(
     "--html", type=click.Path(path_type=Path), help="Write a page with plots of all that is said to this file."
@@ -51,7 +94,9 @@ Row = tuple[str, ...]
 @common
 def plan_command(
     model: str,
-    pipeline: str,
+    passes: tuple[str, ...],
+    config: Path | None,
+    overrides: tuple[str, ...],
     targets: tuple[str, ...],
     formats: tuple[str, ...],
     devices: tuple[str, ...],
@@ -74,6 +119,7 @@ def plan_command(
 
     if html:
         require_replaceable(html, PLAN_PAGE)
+    pipeline, targets = _asked(passes, targets, config, overrides)
     paper = Rehearsals(model)
     found = plan(
         paper,
@@ -88,7 +134,7 @@ def plan_command(
         state=state,
         **serving,
     )
-    compiled = foresee(paper, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []
+    compiled = foresee(paper, pipeline, targets or ("onnxruntime",)) if pipeline.passes or targets else []
     advice = advise(found)
     if html:
         publish(html, _page(found, model, compiled), PLAN_PAGE)
@@ -106,6 +152,22 @@ def plan_command(
         say_wrapped(line)
     for line in [*server_lines(found), *(line for each in compiled for line in _compile_lines(each))]:
         say(line)
+
+
+def _asked(
+    passes: tuple[str, ...], targets: tuple[str, ...], config: Path | None, overrides: tuple[str, ...]
+) -> tuple[Pipeline, tuple[str, ...]]:
+    """The passes and the targets that are asked for; what else a file says is nothing to a plan. Raises M201 for
+    `--set` of that."""
+    read = read_config(config) if config else {}
+    named = {"pipeline": passes} if passes else {}
+    found = overridden({**read, **named}, overrides, [*named, *(["target"] if targets else [])])
+    other = [SETTINGS[name].key for name in found if name not in ("pipeline", "target") and name not in read]
+    if other:
+        fix = "leave it to moec compile; a plan reads pass and target"
+        raise MoecError("M201", f"{other[0]} is nothing to a plan", "--set", fix)
+    text = str(found.get("target", ""))
+    return SETTINGS["pipeline"].read(found.get("pipeline", "")), targets or ((text,) if text else ())
 
 
 def _page(found: Estimate, model: str, compiled: Sequence[Foreseen]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from moec.cli import completing
 from moec.cli.lists import words
 from moec.errors import MoecError
 from moec.shown import size_of, span_of
@@ -53,7 +54,10 @@ def _of_traffic(context: click.Context, option: click.Parameter, value: int) -> 
 
 _OPTIONS = (
     click.option(
-        "--load", default="uniform", help="How often experts are taken: zipf:1.0, or moec routers' JSON file."
+        "--load",
+        default="uniform",
+        shell_complete=completing.plan_loads,
+        help="How often experts are taken: zipf:1.0, or moec routers' JSON file.",
     ),
     click.option(
         "--traffic", callback=_rate, is_eager=True, help="20rps: how many replicas serve it, how fast (with --device)."
@@ -64,10 +68,30 @@ _OPTIONS = (
     click.option(
         "--answer", type=int, default=256, callback=_of_traffic, help="Tokens of a request's answer (default 256)."
     ),
-    click.option("--price", "prices", callback=_prices, default="", help="h200=3.5: what an hour of a device costs."),
-    click.option("--link", "links", callback=words, default="", help="nvme,25Gb/s,…: what the weights come over."),
+    click.option(
+        "--price",
+        "prices",
+        callback=_prices,
+        default="",
+        shell_complete=completing.plan_prices,
+        help="h200=3.5: what an hour of a device costs.",
+    ),
+    click.option(
+        "--link",
+        "links",
+        callback=words,
+        default="",
+        shell_complete=completing.plan_links,
+        help="nvme,25Gb/s,…: what the weights come over.",
+    ),
     click.option("--draft", type=int, callback=_draft, help="Tokens of a draft: what speculative decoding costs."),
-    click.option("--offload", callback=words, default="", help="ram,disk,…: experts that are not on the device."),
+    click.option(
+        "--offload",
+        callback=words,
+        default="",
+        shell_complete=completing.plan_places,
+        help="ram,disk,…: experts that are not on the device.",
+    ),
 )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moec.cli import completing
 from moec.cli.console import common, emit, say, waiting
 from moec.cli.report_file import PAGE, append, junit_form, publish, require_appendable, require_replaceable
 from moec.cli.settings import WHOLE, model_options, run_option, text_options
@@ -22,7 +23,11 @@ _JUNIT = junit_form("verify")
 
 @click.command("verify")
 @click.argument("engine", type=click.Path(path_type=Path))
-@click.option("--against", help="Another engine's folder or another model; the engine's own source by default.")
+@click.option(
+    "--against",
+    shell_complete=completing.files,
+    help="Another engine's folder or another model; the engine's own source by default.",
+)
 @click.option("--bisect", is_flag=True, help="Name the first pass, layer and expert that diverge.")
 @click.option("--tolerance", type=float, help="Allowed max|d|/std(reference).")
 @click.option("--seed", type=WHOLE, default=1, show_default=True, help="Of the inputs; the compile used 0.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moec.cli import completing
 from moec.cli.console import common, emit, progress, say, say_text
 from moec.cli.settings import model_options
 from moec.cli.terminal import TERMINAL
@@ -24,16 +25,21 @@ _COLUMNS = (
 
 
 @click.command("routers")
-@click.argument("model")
+@click.argument("model", shell_complete=completing.files)
 @click.option(
     "--text",
     "texts",
     multiple=True,
     required=True,
     metavar="[NAME=]FILE",
+    shell_complete=completing.named_files,
     help="A text (UTF-8, or token ids in .npy, .npz, .safetensors), with the name of its domain. Repeatable.",
 )
-@click.option("--versus", help="Another checkpoint: how far its routers choose otherwise for the same tokens.")
+@click.option(
+    "--versus",
+    shell_complete=completing.files,
+    help="Another checkpoint: how far its routers choose otherwise for the same tokens.",
+)
 @click.option("--tokens", type=int, default=16384, help="Of each text at most, 0 for all.  [default: 16384]")
 @click.option("--window", type=int, help="Tokens that the model sees at a time.  [default: 256]")
 @model_options

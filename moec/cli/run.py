@@ -11,6 +11,7 @@ import click
 from moec.cli.console import common, emit, say
 from moec.cli.settings import WHOLE, trust_options
 from moec.errors import MoecError, reason_of
+from moec.files.nearby import nearby
 from moec.files.regular import open_regular
 
 
@@ -153,5 +154,7 @@ def _read(file: Path) -> dict[str, Any]:
             opened.seek(0)
             return dict(np.load(opened, allow_pickle=False))
     except Exception as error:  # zip files, headers of arrays and their values each have exceptions of their own
-        reason = reason_of(error)
-        raise MoecError("M211", f"not a readable .npz: {reason}", str(file), fix) from error
+        what = f"not a readable .npz: {reason_of(error)}"
+        if isinstance(error, FileNotFoundError):
+            what, fix = "there is no such file", nearby(file, fix, Path.is_file)
+        raise MoecError("M211", what, str(file), fix) from error

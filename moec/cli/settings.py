@@ -9,9 +9,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from moec.cli.completion import completer
+from moec.cli import completing
 from moec.compiler.options import EXAM, SETTINGS
-from moec.compiler.setting import Choice, File, Folder, Names, PassList, Real, Setting, Switch, Whole
+from moec.compiler.setting import Choice, File, Folder, Name, Names, PassList, Real, Setting, Switch, Whole
 
 Command = Callable[..., Any]
 WHOLE = click.IntRange(0, 2**63 - 1)  # what 64 bits hold
@@ -75,9 +75,15 @@ def _option(setting: Setting) -> Callable[[Command], Command]:
         default=() if several else setting.default,
         metavar=setting.metavar or None,
         callback=None if isinstance(kind, PassList) else _reader(setting),  # passes need torch: read later
-        shell_complete=completer(setting.name),
+        shell_complete=_completer(setting),
         help=setting.help + default,
     )
+
+
+def _completer(setting: Setting) -> completing.Completer | None:
+    """What a shell offers as a setting's value, where its type does not say it: names of files are texts to moec."""
+    known = {"target": completing.target, "pipeline": completing.passes, "workers": completing.workers}
+    return known.get(setting.name, completing.files if isinstance(setting.kind, Name) else None)
 
 
 def _reader(setting: Setting) -> Callable[[click.Context, click.Parameter, Any], Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moec import registry
+from moec.cli.completing import KINDS, kinds
 from moec.cli.config import presets
 from moec.cli.console import common, emit, say, say_text
 from moec.cli.terminal import TERMINAL
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
     from moec.compiler.shelf import Kept
 
 _COLUMNS = ("engine", "target", "max |d|/std", "size", "age", "verdict")
-KINDS = ("passes", "targets", "presets")
 _AGES = ((86400 * 2, 86400, "days"), (3600 * 2, 3600, "hours"), (60 * 2, 60, "minutes"), (0, 1, "seconds"))
 
 
 @click.command("ls")
-@click.argument("what", required=False)
+@click.argument("what", required=False, shell_complete=kinds)
 @common
 def ls_command(what: str | None, as_json: bool, quiet: bool) -> None:
     """List passes, targets, presets, or (without WHAT) all of them; or the engines in the folder WHAT."""
@@ -33,7 +33,7 @@ def ls_command(what: str | None, as_json: bool, quiet: bool) -> None:
         _engines(Path(what), as_json)
     elif what is not None:
         rows = _rows(what)
-        emit(rows) if as_json else say(_table(rows))
+        emit({what: rows}) if as_json else say(_table(rows))
     else:
         every = {kind: _rows(kind) for kind in KINDS}
         emit(every) if as_json else say("\n\n".join(f"{kind}\n{_table(rows)}" for kind, rows in every.items()))
@@ -60,7 +60,7 @@ def _engines(folder: Path, as_json: bool) -> None:
 
     found = engines_in(folder)
     if as_json:
-        emit([{**dataclasses.asdict(kept), "folder": str(kept.folder)} for kept in found])
+        emit({"engines": [{**dataclasses.asdict(kept), "folder": str(kept.folder)} for kept in found]})
         return
     table = TERMINAL.table(_COLUMNS, [_row(kept, folder) for kept in found], right=(2, 3, 4))
     say_text(table) if found else say(f"no engine lies in {folder}")
@@ -91,7 +91,7 @@ def diff_command(left: Path, right: Path, as_json: bool, quiet: bool) -> int:
 
     found = differences(api.read_report(left), api.read_report(right))
     if as_json:
-        emit([dataclasses.asdict(each) for each in found])
+        emit({"differences": [dataclasses.asdict(each) for each in found]})
     else:
         say("\n".join(f"{each.name}: {_said(each.left)} → {_said(each.right)}" for each in found) or "equal")
     return 1 if found else 0

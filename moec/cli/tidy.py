@@ -12,6 +12,7 @@ import click
 from moec.cli.console import common, emit, say
 from moec.errors import MoecError
 from moec.files import kept
+from moec.files.nearby import nearby
 from moec.files.workplace import leftovers, remove_leftover
 from moec.shown import size_of
 
@@ -87,7 +88,12 @@ def clean_command(folder: Path, dry_run: bool, as_json: bool, quiet: bool) -> in
     and everything that moec did not make stay as they are. Exit status 1 when something cannot be removed.
     """
     if not folder.is_dir():
-        raise MoecError("M201", "no such folder", str(folder), "give the folder that holds your engines")
+        raise MoecError(
+            "M201",
+            "no such folder",
+            str(folder),
+            nearby(folder, "give the folder that holds your engines", Path.is_dir),
+        )
     sizes = {each: _size(each) for each in leftovers(folder)}
     for each in sizes if not dry_run else ():
         remove_leftover(each)

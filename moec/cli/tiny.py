@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
+from moec.cli import completing
 from moec.cli.console import common, emit, say
 from moec.cli.settings import WHOLE
 from moec.shown import count_of
 
 
 @click.command("tiny")
-@click.argument("model")
+@click.argument("model", shell_complete=completing.files)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--seed", type=WHOLE, default=0, help="Of the weights.  [default: 0]")
 @common

@@ -81,7 +81,10 @@ class Options:
     """
 
     target: Target = setting(
-        TargetText(), "onnxruntime", "Runtime, device and options, e.g. onnxruntime:cuda,precision=fp16."
+        TargetText(),
+        "onnxruntime",
+        "Runtime, device and options, e.g. onnxruntime:cuda,precision=fp16.",
+        metavar="TARGET",
     )
     pipeline: Pipeline = setting(
         PassList(),
@@ -89,6 +92,7 @@ class Options:
         'Passes before the target\'s own, e.g. "upcycle(experts=8, top_k=2)". Repeatable.',
         flag="--pass",
         key="pass",
+        metavar="PASSES",
     )
     optimize_for: str = setting(Choice(("latency", "throughput")), "latency", "Few tokens a call, or many.")
     verify: Verify = setting(Choice(get_args(Verify)), "auto", "How the untouched model is run for the proof.")
@@ -122,12 +126,12 @@ class Options:
         recorded=False,
     )
     calibration: str | None = setting(
-        Name(), None, f"A text for the passes that need data {_A_TEXT}, or name=FILE,name=FILE."
+        Name(), None, f"A text for the passes that need data {_A_TEXT}, or name=FILE,name=FILE.", metavar="FILE"
     )
     calibration_tokens: int | None = setting(
         Whole(0), None, "Tokens of --calibration to use at most, 0 for all.", shown=CalibrationText.tokens
     )
-    text: str | None = setting(Name(), None, f"Judge the engine on this text {_A_TEXT}.")
+    text: str | None = setting(Name(), None, f"Judge the engine on this text {_A_TEXT}.", metavar="FILE")
     tokens: int | None = setting(Whole(0), None, "Tokens of --text to use at most, 0 for all.", shown=Exam.tokens)
     window: int | None = setting(Whole(2), None, "Tokens of --text that the model sees at a time.", shown=Exam.window)
     max_kl: float | None = setting(

@@ -198,7 +198,7 @@ class TargetText(Kind):
 class PassList(Kind):
     """A pipeline: its text, or several, or TOML's tables."""
 
-    expected = "passes, as a text or as [[pass]] tables"
+    expected = "passes, as a text or as tables [[pass]], with two brackets"
 
     def read(self, value: Any) -> Pipeline:
         from moec.pipeline.notation import check_options

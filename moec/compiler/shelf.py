@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.errors import MoecError
+from moec.files.nearby import nearby
 from moec.files.workplace import DEPTH
 from moec.registry import did_you_mean
 from moec.report.artefacts import MANIFEST, Artefact, size_bytes
@@ -46,9 +47,8 @@ def engines_in(folder: Path) -> list[Kept]:
         MoecError: M201 when there is no such folder.
     """
     if not folder.is_dir():
-        fix = did_you_mean(
-            str(folder), ["passes", "targets", "presets"], "give a folder that holds engines, or passes …"
-        )
+        lists = "give a folder that holds engines, or passes, targets or presets"
+        fix = did_you_mean(str(folder), ["passes", "targets", "presets"], nearby(folder, lists, Path.is_dir))
         raise MoecError("M201", "no such folder", str(folder), fix)
     return [_kept(place) for place in _manifests(folder)]
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from moec.errors import MoecError
 from moec.program.decoder_signature import is_past
+from moec.registry import nearest
 
 Thing = Literal["input", "tensor", "file"]
 FLAG = "--leave-out"
@@ -106,5 +107,8 @@ class LeaveOut:
         idle = next((p for p in self.patterns if p not in self._met), None)
         if idle is not None:
             known = sorted(names)
-            fix = f"leave the flag out, or name one of: {cut(known, 8)}" if known else "leave the flag out"
+            near = nearest(idle.strip("*?"), known)
+            listed = cut([*near, *(name for name in known if name not in near)], 8)
+            fix = f"leave the flag out, or name one of: {listed}" if known else "leave the flag out"
+            fix = f"did you mean {' or '.join(near)}? If not, {fix}" if near else fix
             raise MoecError("M201", f"there is nothing to leave out that is called {idle!r}", FLAG, fix)

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from moec.errors import MoecError, reason_of
+from moec.files.nearby import is_model, nearby
 from moec.files.regular import open_regular
 
 _RECORDS = re.compile(
@@ -62,10 +63,10 @@ def load_exported(path: Path) -> torch.export.ExportedProgram:
     except MoecError:
         raise
     except Exception as error:  # each part of an archive has exceptions of its own
-        reason = reason_of(error)
-        raise MoecError(
-            "M204", f"not a readable .pt2: {reason}", str(path), "write it with torch.export.save"
-        ) from error
+        what, fix = f"not a readable .pt2: {reason_of(error)}", "write it with torch.export.save"
+        if isinstance(error, FileNotFoundError):
+            what, fix = "there is no such file", nearby(path, fix, is_model)
+        raise MoecError("M204", what, str(path), fix) from error
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from moec.frontend.samples import (
     guess_domain,
     guess_dynamic,
     named_domain,
+    require_known,
     shape_of,
     token_domains,
 )
@@ -70,6 +71,7 @@ class ModuleSource(Source):
         self, module: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic | None = None, *,
         text: str = "module", hashes: Mapping[str, str] | None = None, domains: Mapping[str, Domain] | None = None,
     ) -> None:  # fmt: skip
+        require_known(module, inputs)
         self.text, self._files, self._module, self._samples = text, dict(hashes or {}), module, dict(inputs)
         self._dynamic = dict(dynamic if dynamic is not None else guess_dynamic(inputs))
         self.inputs = tuple(Input(n, t.dtype, shape_of(t, self._dynamic.get(n, ()))) for n, t in inputs.items())

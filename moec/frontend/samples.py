@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from moec.errors import MoecError
 from moec.frontend.domain import Domain
 from moec.program.program import Program
+from moec.registry import did_you_mean
 
 
 def guess_dynamic(inputs: Mapping[str, Tensor]) -> dict[str, tuple[str | None, ...]]:
@@ -60,3 +63,17 @@ def shape_of(t: Tensor, dims: Sequence[str | int | None]) -> tuple[int | str, ..
     """A tensor's shape with the names of its dynamic dimensions put in."""
     given = [*dims, *([None] * (t.dim() - len(dims)))]
     return tuple(d if isinstance(d, str) else int(size) for d, size in zip(given, t.shape, strict=True))
+
+
+def require_known(module: nn.Module, names: Iterable[str]) -> None:
+    """Raise M201 for a name that no argument of the module's forward has, with the nearest that one has."""
+    try:
+        known = inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):  # it is not written in Python
+        return
+    if any(argument.kind in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL) for argument in known.values()):
+        return
+    stranger = next((name for name in names if name not in known), None)
+    if stranger is not None:
+        what = f"the forward of {type(module).__name__} has no argument {stranger!r}"
+        raise MoecError("M201", what, "inputs", did_you_mean(stranger, list(known), f"it has {', '.join(known)}"))

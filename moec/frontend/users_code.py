@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from moec.errors import MoecError
+from moec.files.nearby import is_model, nearby
 from moec.frontend.beside import ChangedError, FreshLoader, SiblingFinder, lies_in
+from moec.registry import did_you_mean
 
 _SIBLINGS: dict[str, Any] = {}  # modules that users' files imported from beside them, by name
 
@@ -29,7 +31,8 @@ def import_file(path: Path) -> Any:
     loader = FreshLoader(name, str(path))
     spec = importlib.util.spec_from_file_location(name, path, loader=loader) if path.is_file() else None
     if spec is None or spec.loader is None:
-        raise MoecError("M204", "no such Python file", str(path), "give path/to/file.py:callable")
+        fix = nearby(path, "give path/to/file.py:callable", is_model)
+        raise MoecError("M204", "no such Python file", str(path), fix)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles of the file look for it
     running = _running(f"the file {path.name}", str(path), "run it with python to see the traceback")
@@ -43,7 +46,9 @@ def call(module: Any, name: str, text: str) -> Any:
     it fails, M106 for an import that `moec.frontend.beside.held_to` refuses."""
     function = getattr(module, name, None)
     if not callable(function):
-        raise MoecError("M204", f"the file has no callable {name!r}", text, "name a function or class of the file")
+        own = [key for key, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
+        fix = did_you_mean(name, own, "name a function or class of the file")
+        raise MoecError("M204", f"the file has no callable {name!r}", text, fix)
     folder = Path(module.__file__).resolve().parent
     with _running(f"{name}()", text, "call it in python to see the traceback"), _beside(folder):
         return function()

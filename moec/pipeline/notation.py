@@ -62,6 +62,19 @@ class _Word(str):
     """Text that was written without quotes."""
 
 
+_SWITCHES = {"true": True, "false": False}  # as TOML writes them
+
+
+def read_value(text: str) -> Any:
+    """One value as the notation writes it: a number, a word, a list, a table. What is none of these is the text itself,
+    such as a path."""
+    try:
+        ((_, config),) = parse_calls(f"any({text})")
+        return config[ALONE]
+    except (MoecError, ValueError, KeyError):
+        return _Word(text)
+
+
 def parse_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
     """`"a(x=1, y=z), b-c"` -> [("a", {"x": 1, "y": "z"}), ("b-c", {})]: Python's own grammar, with dashes in names and
     words as text. Raises M201 for anything else."""
@@ -82,6 +95,7 @@ def _read_call(item: ast.expr, bad: MoecError) -> tuple[str, dict[str, Any]]:
     if not isinstance(call.func, ast.Name) or not named or len(call.args) > 1:  # one may stand alone: set-top-k(4)
         raise bad
     given = [(ALONE, value) for value in call.args] + [(str(k.arg), k.value) for k in call.keywords]
+    given = [(name, _switch(value)) for name, value in given]
     try:
         words = {name: _word(value) for name, value in given}
         config = {name: ast.literal_eval(_plain(v)) if words[name] is None else words[name] for name, v in given}
@@ -98,6 +112,12 @@ def _word(value: ast.expr) -> _Word | None:
         left, right = _word(value.left), _word(value.right)
         return None if left is None or right is None else _Word(f"{left}-{right}")
     return None
+
+
+def _switch(value: ast.expr) -> ast.expr:
+    """`true` and `false` as the values that they are; anything else as it is."""
+    is_one = isinstance(value, ast.Name) and value.id in _SWITCHES
+    return ast.Constant(_SWITCHES[value.id]) if is_one else value  # type: ignore[attr-defined]
 
 
 def _plain(value: ast.expr) -> ast.expr:

@@ -17,6 +17,7 @@ from moec.quantization.allocation import allocate
 from moec.quantization.grid import Grid
 from moec.quantization.sensitivity import KINDS, Sensitivity, measure_sensitivity
 from moec.recognition.weight_roles import Use
+from moec.registry import did_you_mean
 
 WIDTHS = (2, 4, 8)  # what can be stored; three bits take the bytes of four, so that there is nothing to choose
 Todo = list[tuple[Use, Grid]]
@@ -46,7 +47,8 @@ class Budget:
                 "write for example widths=[2, 4]",
             )
         if self.sensitivity not in KINDS:
-            return f"sensitivity={self.sensitivity!r} is not one of {', '.join(KINDS)}", "fisher is the best known"
+            what = f"sensitivity={self.sensitivity!r} is not one of {', '.join(KINDS)}"
+            return what, did_you_mean(str(self.sensitivity), list(KINDS), "fisher is the best known")
         known = isinstance(self.bits, (int, float)) and not isinstance(self.bits, bool)
         if not known or not min(self.widths) <= self.bits <= max(self.widths):
             what = f"budget_bits={self.bits!r} is not between the widths {', '.join(map(str, sorted(self.widths)))}"

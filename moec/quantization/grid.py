@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from moec.quantization.small_floats import BLOCK, FORMATS, WHOLE, bits_of
+from moec.registry import did_you_mean
 from moec.weights.lazy import Weight
 from moec.weights.widths import ExpertWidths
 
@@ -64,6 +65,14 @@ class Grid:
     def stored(self) -> int:
         """The width of the codes in memory: 2, 4 or 8."""
         return _STORED.get(self.bits, self.bits)
+
+    @property
+    def way_out(self) -> str:
+        """The nearest name for a method or a format that there is not; empty where both are known."""
+        for value, known in ((self.method, METHODS), (self.format, (INTEGERS, *FORMATS))):
+            if value not in known:
+                return did_you_mean(str(value), known)
+        return ""
 
     @property
     def problem(self) -> str:

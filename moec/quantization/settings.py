@@ -12,6 +12,7 @@ from moec.errors import MoecError
 from moec.quantization.bit_budget import Budget, ruled_by
 from moec.quantization.grid import BITS, GROUPS, INTEGERS, Grid
 from moec.recognition.weight_roles import Use
+from moec.registry import did_you_mean
 
 KEEP = 16  # the number of bits that leaves a weight as it is
 KINDS = ("experts", "attention", "dense", "embeddings", "lm_head")
@@ -56,17 +57,15 @@ class QuantizeSettings:
             )
         unknown = sorted(set(self.recipe or {}) - set(RECIPE))
         if unknown:
-            raise self.refusal(f"a recipe has no {unknown[0]!r}", f"it may name {', '.join(RECIPE)}")
+            raise self.refusal(f"a recipe has no {unknown[0]!r}", did_you_mean(str(unknown[0]), RECIPE))
         self._check_budget()
         named = *(self.rules or {}).values(), *(self.recipe or {}).values()
         given = [self.default.bits, *self.kinds.values(), *named]
         for setting in (g for g in given if g is not None):
             unknown = sorted(set(setting) - set(_OWN)) if isinstance(setting, Mapping) else []
             if unknown:
-                raise self.refusal(
-                    f"a rule has no setting {unknown[0]!r}",
-                    f"a rule's table may hold {', '.join(_OWN[:-1])} and {_OWN[-1]}",
-                )
+                holds = f"a rule's table may hold {', '.join(_OWN[:-1])} and {_OWN[-1]}"
+                raise self.refusal(f"a rule has no setting {unknown[0]!r}", did_you_mean(str(unknown[0]), _OWN, holds))
             grid = self._grid(setting)
             if grid is not None and grid.problem:
                 fix = (
@@ -76,7 +75,7 @@ class QuantizeSettings:
                 what = grid.problem
                 if what.startswith("bits=") and "is not one of" in what:
                     what += f", or {KEEP}"
-                raise self.refusal(what, fix)
+                raise self.refusal(what, grid.way_out or fix)
 
     def _check_budget(self) -> None:
         if self.budget is None:

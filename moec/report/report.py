@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from moec.errors import MoecError
+from moec.files.nearby import nearby
 from moec.files.regular import read_bytes
 from moec.frontend.account import Account
 from moec.layouts import holds_engine
@@ -30,7 +31,7 @@ from moec.proof.coverage import Coverage
 from moec.proof.digits import four_digits
 from moec.proof.quality import Quality
 from moec.proof.verification import Verification
-from moec.report.artefacts import Artefact, size_bytes
+from moec.report.artefacts import MANIFEST, Artefact, size_bytes
 from moec.report.size import Sizes
 from moec.shown import size_of
 
@@ -192,14 +193,22 @@ class Report:
             return cls.from_json(read_bytes(path).decode("utf-8", "replace"), str(path))
         except OSError as error:
             if not path.exists() and not holds_engine(path.parent):
-                fix = "give an engine's folder: what `moec compile MODEL -o FOLDER` wrote"
-                raise MoecError("M201", f"this is no engine: there is no {path.name}", str(path.parent), fix) from error
+                raise _no_engine(path) from error
             raise MoecError(
                 "M106",
                 f"the report cannot be read: {error.strerror}",
                 str(path),
                 "give an engine folder, or compile again",
             ) from error
+
+
+def _no_engine(path: Path) -> MoecError:
+    """The error for a manifest that is not there, in a folder that holds no engine, or is not there either."""
+    place = path.parent if path.name == MANIFEST else path
+    is_there = place.is_dir()
+    what = f"this is no engine: there is no {MANIFEST}" if is_there else "this is no engine: there is no such folder"
+    fix = "give an engine's folder: what `moec compile MODEL -o FOLDER` wrote"
+    return MoecError("M201", what, str(place), fix if is_there else nearby(place, fix, holds_engine))
 
 
 def _require_schema(schema: int, where: str) -> None:

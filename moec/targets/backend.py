@@ -16,6 +16,7 @@ from moec.execution.engine import Engine
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Input, Program
 from moec.progress import Progress
+from moec.targets.declared import Declared
 from moec.targets.target import Target
 from moec.weights.weight import Weight
 
@@ -114,7 +115,9 @@ class Backend(ABC):
     name: str
     constants_file = "the engine"  # what `constants` reads, in words
     joins: ClassVar[bool] = False  # whether clients run engines of several graphs, see `join`
-    declared: ClassVar[Mapping[str, Any]] = {}  # its targets' options, see `moec.targets.target_options.Declared`
+    # what its targets' text may say; a module that holds both as `OPTIONS` and `DEVICES` is asked without the class
+    declared: ClassVar[Declared] = {}
+    devices: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def probe(self, target: Target) -> Probe:

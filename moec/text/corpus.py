@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moec.errors import MoecError, reason_of
 from moec.execution.memory import total_bytes
+from moec.files.nearby import nearby
 from moec.files.regular import file_hash, read_bytes
 from moec.frontend.source import Source
 from moec.pipeline.calibration import Calibration
@@ -125,7 +126,8 @@ def read_corpus(file: Path, folder: Path, source: str, vocabulary: int = 0, kind
     try:
         data = read_bytes(file, total_bytes() // 4)
     except OSError as error:
-        raise MoecError("M211", f"the text cannot be read: {error.strerror}", str(file), _FIX) from error
+        fix = _FIX if file.exists() else nearby(file, _FIX, Path.is_file)
+        raise MoecError("M211", f"the text cannot be read: {error.strerror}", str(file), fix) from error
     tokens, start = (_stored(file, data), ()) if file.suffix in ARRAYS else _tokenized(data, file, folder, source, kind)
     if len(tokens) < 2:
         raise MoecError(

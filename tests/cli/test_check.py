@@ -57,7 +57,7 @@ def test_annotations_and_cases(cli: Cli, kept: Path, monkeypatch: pytest.MonkeyP
     (suite,) = ElementTree.parse(kept / "checks.xml").getroot()
     assert [case.attrib["name"] for case in suite if len(case.findall("failure"))] == ["setting seed"]
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    assert [e["code"] for e in cli.json(*given, status=1)["moec.json"]] == ["M112"] and line in cli.err
+    assert [e["code"] for e in cli.json(*given, status=1)["manifests"]["moec.json"]] == ["M112"] and line in cli.err
     assert "::error" not in cli(*given, "--no-annotate", status=1)
 
 
@@ -67,7 +67,7 @@ def test_a_manifest_that_cannot_be_read_ends_nothing(cli: Cli, kept: Path, monke
     assert "error[M112]" in cli(*given, status=2) and "error[M201]" in cli.err
     suites = {suite.attrib["name"]: suite for suite in ElementTree.parse(kept / "checks.xml").getroot()}
     assert list(suites) == ["nowhere", "moec.json"] and all(int(s.attrib["failures"]) == 1 for s in suites.values())
-    assert [e["code"] for each in cli.json(*given, status=2).values() for e in each] == ["M112", "M201"]
+    assert [e["code"] for each in cli.json(*given, status=2)["manifests"].values() for e in each] == ["M112", "M201"]
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     (kept / "moec.toml").write_text("sead = 3\n")  # ends the verb before anything is compared
     for word, count in (("--annotate", 1), ("--no-annotate", 0)):

@@ -265,7 +265,7 @@ def test_python_m_moec() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "moec", "ls", "passes", "--json"], capture_output=True, text=True, check=True
     )
-    assert "upcycle" in json.loads(done.stdout) and done.stderr == ""
+    assert "upcycle" in json.loads(done.stdout)["passes"] and done.stderr == ""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is the hardware that the target names")
@@ -277,7 +277,7 @@ def test_a_required_run(cli: Cli, mixtral: Path, mixtral_engine: Path, tmp_path:
     (engine / "moec.json").write_text(json.dumps(manifest))
     said = "proven on the CPU, not yet run on onnxruntime:cuda"
     assert cli("check", engine).endswith("as it was\n") and said in cli("ls", tmp_path)
-    (row,) = cli.json("ls", tmp_path)
+    (row,) = cli.json("ls", tmp_path)["engines"]
     assert (row["verdict"], row["proven_on_target"]) == (said, False)
     assert "error[M113]" in cli("check", engine, "--require-run", status=1)
     options = ("-o", tmp_path / "no", "-t", "onnxruntime:cuda", "--require-run")

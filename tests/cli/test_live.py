@@ -66,6 +66,7 @@ def test_how_far_it_is() -> None:
     mib = 2.0**20
     assert amount(12 * mib, 48 * mib, 9 * mib, 4.2, "B", "embed") == "12.0 MiB of 48.0 MiB  9.00 MiB/s  4 s left  embed"
     assert amount(3, 13, 1.0, 10.0, what="Outputs") == "3 of 13  Outputs"
+    assert amount(3, 13, 1.0, 10.0, what="Outputs", peak=310 * mib) == "3 of 13  peak 310 MiB  Outputs"
     for left, shown in ((0.4, "0 s"), (59.6, "1 min 0 s"), (200.0, "3 min 20 s"), (3900.0, "1 h 5 min")):
         assert amount(mib, 2 * mib, mib, left, "B") == f"1.00 MiB of 2.00 MiB  1.00 MiB/s  {shown} left"
 

@@ -14,7 +14,7 @@ from tests.command_line import Cli
     ("what", "name"), [("passes", "upcycle"), ("targets", "onnxruntime"), ("presets", "upcycle-8x2")]
 )
 def test_ls(cli: Cli, what: str, name: str) -> None:
-    rows = cli.json("ls", what)
+    rows = cli.json("ls", what)[what]
     assert rows[name] and name in cli("ls", what)
     assert cli.json("ls")[what] == rows and rows[name] in cli("ls")
 
@@ -23,7 +23,7 @@ def test_ls_of_a_folder(cli: Cli, mixtral_engine: Path, tmp_path: Path) -> None:
     shutil.copytree(mixtral_engine, tmp_path / "today" / "engine")
     text = cli("ls", tmp_path)
     assert "today/engine" in text and "onnxruntime" in text and "verified" in text and " KiB " in text
-    (row,) = cli.json("ls", tmp_path)
+    (row,) = cli.json("ls", tmp_path)["engines"]
     assert row["target"] == "onnxruntime" and 0 < row["deviation"] < 1e-3
 
 
@@ -39,7 +39,8 @@ def test_diff(cli: Cli, mixtral_engine: Path, tmp_path: Path) -> None:
     manifest = other / "moec.json"
     manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 7'))
     assert cli("diff", mixtral_engine, other, status=1) == "setting seed: 0 → 7\n"
-    assert cli.json("diff", mixtral_engine, other, status=1) == [{"name": "setting seed", "left": 0, "right": 7}]
+    found = cli.json("diff", mixtral_engine, other, status=1)["differences"]
+    assert found == [{"name": "setting seed", "left": 0, "right": 7}]
 
 
 def test_a_model_is_no_engine(cli: Cli, mixtral: Path, mixtral_engine: Path) -> None:

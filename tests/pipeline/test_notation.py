@@ -15,7 +15,7 @@ from moec import registry
 from moec.errors import MoecError
 from moec.passes.quantize import Quantize
 from moec.passes.upcycle import Upcycle
-from moec.pipeline.notation import check_options, make_pass, parse_calls
+from moec.pipeline.notation import check_options, make_pass, parse_calls, read_value
 from moec.pipeline.passes import Pass
 from moec.pipeline.pipeline import Pipeline
 
@@ -50,6 +50,13 @@ def test_words_need_no_quotes() -> None:
     for text in ("carve(router=mean-1)", "carve(router=mean+row)", "carve(experts=mean-row)"):
         with pytest.raises(MoecError, match="M201"):
             Pipeline.parse(text)
+
+
+def test_switches_are_words_as_in_toml_and_a_value_may_be_read_alone() -> None:
+    assert str(Pipeline.parse("quantize(symmetric=false)")) == "quantize(symmetric=False)"
+    values = {"8": 8, "0.5": 0.5, "true": True, "hqq": "hqq", "mean-row": "mean-row", "[1, 2]": [1, 2]}
+    values |= {"{'a': 4}": {"a": 4}, "a/b c": "a/b c", "8), find-moe(": "8), find-moe(", "": "", "x=3": "x=3"}
+    assert {text: read_value(text) for text in values} == values
 
 
 def test_a_value_alone_is_the_first_option() -> None:

@@ -7,10 +7,15 @@ import pytest
 from moec import registry
 from moec.errors import MoecError
 from moec.targets.backend import refuse
+from moec.targets.declared import Count, Option
 from moec.targets.target import Target
-from moec.targets.target_options import Count, refused_options
+from moec.targets.target_options import refused_options
 
-DECLARED = {"speed": ("fast", "slow"), "threads": Count(high=8), "max_DIMENSION": Count("tokens")}
+DECLARED = {
+    "speed": Option(("fast", "slow"), "fast", "How fast."),
+    "threads": Option(Count(high=8), "1", "How many."),
+    "max_DIMENSION": Option(Count("tokens"), "1024", "How large."),
+}
 
 
 def reasons(**options: str) -> list[str]:
@@ -66,6 +71,6 @@ def test_every_backend_refuses_values_of_the_wrong_type(option: str, backend: st
     assert caught.value.code == "M208"
 
 
-def test_a_name_that_is_nearly_right_is_answered_with_the_right_one() -> None:
-    (found,) = refused_options(Target("x", options={"sped": "fast"}), DECLARED)
-    assert found.fix == "did you mean speed=fast|slow?"
+def test_what_is_nearly_right_is_answered_with_what_is_right() -> None:
+    (name, value) = refused_options(Target("x", options={"sped": "fast", "speed": "fats"}), DECLARED)
+    assert name.fix == "did you mean speed=fast|slow?" and value.fix == "did you mean fast?"

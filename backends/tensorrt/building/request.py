@@ -9,28 +9,14 @@ from typing import Any
 
 from moec.backends.tensorrt.edition import Edition
 from moec.backends.tensorrt.gpu import Gpu
+from moec.backends.tensorrt.options import SETTINGS
 from moec.targets.backend import Refusal
 from moec.targets.target import Target
-from moec.targets.target_options import Declared
-
-# of how the builder works and what a plan keeps; the default first
-SETTINGS: Declared = {
-    "refit": ("no", "yes"),
-    "weight_streaming": ("no", "yes"),
-    "verbosity": ("layers", "detailed", "none"),
-    "timing_cache": ("keep", "none"),
-}
 
 
 def settings(target: Target) -> dict[str, str]:
-    """The builder's settings of a target, all of them by name.
-
-    - `refit`: whether the plan's weights can be changed without another build.
-    - `weight_streaming`: whether weights may stay on the host, and go to the GPU when they are needed.
-    - `verbosity`: what the plan keeps of its layers, for an inspector.
-    - `timing_cache`: whether timings of earlier builds on this GPU are used and kept.
-    """
-    return {name: target.options.get(name, str(words[0])) for name, words in SETTINGS.items()}  # type: ignore[index]
+    """The builder's settings of a target, all of them by name; `SETTINGS` says what each does."""
+    return {name: target.options.get(name, option.default) for name, option in SETTINGS.items()}
 
 
 def refused_settings(target: Target, edition: Edition, gpu: Gpu | None) -> list[Refusal]:

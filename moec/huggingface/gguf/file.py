@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from moec.errors import MoecError, reason_of
+from moec.files.nearby import is_model, nearby
 from moec.files.regular import file_hash
 from moec.frontend.snapshot import Snapshot
 from moec.huggingface.gguf.read import read_gguf
@@ -48,7 +49,8 @@ class GgufFile(ModelFolder):
         self.permissions = trust_remote_code, allow_pickle, leave_out
         self.file = Path(text)
         if not self.file.is_file():
-            raise MoecError("M204", "there is no such file", text, "check the path; moec downloads nothing")
+            fix = nearby(text, "check the path; moec downloads nothing", is_model)
+            raise MoecError("M204", "there is no such file", text, fix)
         self.hub, self.adapter, self.code = "", None, []
         self.snapshot = Snapshot.of([self.file])
         found = read_gguf(self.file)

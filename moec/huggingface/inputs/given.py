@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
+from moec.frontend.account import cut
 from moec.frontend.domain import Domain
 from moec.frontend.module_source import parse_inputs
 from moec.frontend.samples import guess_domain, guess_dynamic, shape_of
@@ -20,6 +21,7 @@ from moec.huggingface.inputs.signature import Signature, signature_of
 from moec.program.decoder_signature import IDS, MASK
 from moec.program.program import Input
 from moec.program.signature import sizes_of
+from moec.registry import did_you_mean
 
 _LEAST = 2  # torch.export takes 0 and 1 for constants
 
@@ -73,7 +75,7 @@ class Given:
         stranger = next((name for name in (*self.samples, *self.fixed) if name not in known), None)
         if stranger is not None:
             what = f"{type(model).__name__} takes no tensor {stranger!r}"
-            raise MoecError("M201", what, "--input", f"name one that it takes: {', '.join(known[:8])}")
+            raise MoecError("M201", what, "--input", did_you_mean(stranger, known, f"it takes {cut(known, 8)}"))
         ours = self._over(own, model)
         given = {i.name: i for i in ours.inputs}
         kept = tuple(given.pop(i.name, i) for i in own.inputs if i.name not in self.fixed)

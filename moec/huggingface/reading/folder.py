@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.files.inside import read_inside, require_inside
+from moec.files.nearby import is_model, nearby
 from moec.files.regular import file_hash
 from moec.frontend.account import cut
 from moec.frontend.snapshot import Snapshot
@@ -31,6 +32,7 @@ from moec.weights.lazy import Weight, cast, from_tensor
 
 GENERATION = "generation_config.json"
 # the files that decide what a model is; what else lies beside them is only copied
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _READ = (
     "config.json",
     "adapter_config.json",
@@ -197,13 +199,12 @@ def resolve(text: str) -> Path:
     except Exception as error:  # the hub library has a class of its own for each way of not being there
         if Path(text).is_file():
             what = f"{text!r} is a file, and a Hugging Face model is the folder that holds it"
-            raise MoecError("M204", what, text, f"name the folder: {Path(text).parent}") from error
-        raise MoecError(
-            "M204",
-            f"{text!r} is neither a directory nor a model in the local Hugging Face cache (moec downloads nothing)",
-            text,
-            f"check the path, or run: hf download {text}",
-        ) from error
+            python = f"name what makes the model, too: {text}:CALLABLE"
+            fix = python if text.endswith(".py") else f"name the folder: {Path(text).parent}"
+            raise MoecError("M204", what, text, fix) from error
+        what = f"{text!r} is neither a directory nor a model in the local Hugging Face cache (moec downloads nothing)"
+        download = f"check the path, or run: hf download {text}" if _HUB_ID.fullmatch(text) else "check the path"
+        raise MoecError("M204", what, text, nearby(text, download, is_model)) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

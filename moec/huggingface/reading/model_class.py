@@ -3,11 +3,11 @@ own code. Where config.json says two things, neither is guessed."""
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from moec.errors import MoecError
+from moec.registry import did_you_mean
 from moec.startup import late
 
 CONFIG = "config.json"
@@ -32,14 +32,9 @@ def check_permission(raw: dict[str, Any], folder: Path) -> None:
     if kind in known:
         what = f"transformers {transformers.__version__} has no class {names[0]!r}"
         raise MoecError("M206", what, where, "correct `architectures`, or upgrade transformers")
-    near = difflib.get_close_matches(str(kind), sorted(known), n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise MoecError(
-        "M206",
-        f"transformers {transformers.__version__} knows no architecture {kind!r}",
-        where,
-        f"{hint}upgrade transformers if it is new",
-    )
+    hint, new = did_you_mean(str(kind), sorted(known), " "), "upgrade transformers if it is new"
+    what = f"transformers {transformers.__version__} knows no architecture {kind!r}"
+    raise MoecError("M206", what, where, f"{hint} {new}".strip())
 
 
 def declared(raw: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from moec.huggingface.saving.planned import Planned, plan
 from moec.program.program import Program
 from moec.program.trainable import TrainableProgram
 from moec.progress import Progress
+from moec.registry import did_you_mean
 
 FORMATS = ("compressed-tensors", "gptq")
 SHARD_BYTES = 5 * 10**9
@@ -88,7 +89,7 @@ def plan_hf(
     """What `save_hf` writes, packed weights in their packed form. Reads no weight; raises M201 and M206 as `save_hf`
     does."""
     if hf_format not in FORMATS:
-        what, fix = f"there is no form {hf_format!r} of packed weights", f"write one of {', '.join(FORMATS)}"
+        what, fix = f"there is no form {hf_format!r} of packed weights", did_you_mean(hf_format, FORMATS)
         raise MoecError("M201", what, "hf_format", fix)
     planned = plan(model, source, dtype)
     if hf_format == "gptq":

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from moec.backends.tensorrt.kernel_defaults import KernelDefault
+from moec.backends.tensorrt.options import LOWERINGS
 from moec.backends.tensorrt.policy import (
     KERNELS,
-    LOWERINGS,
     OFF,
     PIECES,
     UNPACKED,
