@@ -11,6 +11,7 @@ from moec.huggingface.operators.attention import use_moec_attention
 from moec.huggingface.operators.block_index import adapt_block_index
 from moec.huggingface.operators.compressed_attention import adapt_compressed
 from moec.huggingface.operators.convolutions import use_moec_convolutions
+from moec.huggingface.operators.convolved_attention import adapt_convolved_attention
 from moec.huggingface.operators.dynamic_mask import adapt_dynamic_mask
 from moec.huggingface.operators.experts import use_moec_experts
 from moec.huggingface.operators.gated_recurrence import adapt_gated_recurrence
@@ -46,6 +47,7 @@ def capturable(origin: Origin, dtype: torch.dtype, own_attention: bool) -> tuple
     adapt_product_keys(model)
     adapt_dynamic_mask(model)
     adapt_gated_recurrence(model)
+    adapt_convolved_attention(model)
     use_moec_experts(model, weights)
     use_moec_scans(model)
     use_moec_lightning(model)
