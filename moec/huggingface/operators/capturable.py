@@ -17,7 +17,8 @@ from moec.huggingface.operators.experts import use_moec_experts
 from moec.huggingface.operators.gated_recurrence import adapt_gated_recurrence
 from moec.huggingface.operators.lightning import use_moec_lightning
 from moec.huggingface.operators.linear_attention import use_moec_linear_attention
-from moec.huggingface.operators.pooled_index import adapt_pooled_index, refuse_looped_index
+from moec.huggingface.operators.looped_index import adapt_looped_index
+from moec.huggingface.operators.pooled_index import adapt_pooled_index
 from moec.huggingface.operators.product_keys import adapt_product_keys
 from moec.huggingface.operators.rope import grow_without_memory
 from moec.huggingface.operators.scans import use_moec_scans
@@ -39,11 +40,11 @@ def capturable(origin: Origin, dtype: torch.dtype, own_attention: bool) -> tuple
     model, weights = origin.captured(dtype)
     skeleton.take_buffers(model, weights)
     skeleton.share(model, weights)
-    refuse_looped_index(model)
     adapt(model, weights)
     adapt_compressed(model)
     adapt_block_index(model)
     adapt_pooled_index(model)
+    adapt_looped_index(model)
     adapt_product_keys(model)
     adapt_dynamic_mask(model)
     adapt_gated_recurrence(model)
