@@ -94,8 +94,8 @@ def _pooled(module: Any, keys: Tensor, place: Tensor, present: Tensor, pools: An
     places = pools * module.compress_ratio
     at = torch.arange(total, device=keys.device).expand(batch, -1)
     order = place.new_zeros(batch, places + 1).scatter(1, place.masked_fill(~present, places), at)[:, :places]
-    found = keys.gather(1, order[..., None].expand(-1, -1, width)).unflatten(1, (pools, module.compress_ratio))
-    return found.float().mean(2).to(keys.dtype), order.unflatten(1, (pools, module.compress_ratio))[..., 0]
+    found = keys.gather(1, order[..., None].expand(-1, -1, width)).reshape(batch, pools, -1, width)
+    return found.float().mean(2).to(keys.dtype), order.reshape(batch, pools, -1)[..., 0]
 
 
 def _scores(
