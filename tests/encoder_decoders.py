@@ -21,7 +21,7 @@ _BART: dict[str, Any] = {
     "tie_word_embeddings": False,
 }  # fmt: skip
 _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bart": ("Bart", {**_BART, "max_position_embeddings": 72, "forced_eos_token_id": None}),
+    "bart": ("Bart", {**_BART, "max_position_embeddings": 40, "forced_eos_token_id": None}),
     "whisper": (
         "Whisper",
         {**_BART, "max_source_positions": 20, "max_target_positions": 40, "num_mel_bins": 8,
