@@ -22,7 +22,7 @@ from moec.recognition.router_region import NotARouter, find_region, is_routed, o
 from moec.recognition.routing_rule import identify
 
 aten = torch.ops.aten
-_ALL_RUN = "; all experts run for every token: their weights come from a softmax over all"
+_ALL_RUN = "; all experts run for every token: each has a weight, and nothing chooses among them"
 
 
 @dataclass(frozen=True)

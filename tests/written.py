@@ -134,9 +134,17 @@ class SigmoidOfOne(Loop):
         return weights, ids
 
 
+class SigmoidOfAll(Loop):
+    """All experts run, each with a sigmoid of its own: nothing is chosen."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        gates = self.router(x).sigmoid()
+        return sum(gates[:, e, None] * expert(x) for e, expert in enumerate(self.experts))  # type: ignore[return-value]
+
+
 FOUND: tuple[type, ...] = (
     Cooled, SigmoidOfOne, Renormalised, Corrected, Grouped, WithShared, ScoredBefore, InThreeDimensions, GatedStack,
-    OwnWidths, *NAMED,
+    OwnWidths, SigmoidOfAll, *NAMED,
 )  # fmt: skip
 
 
@@ -231,7 +239,23 @@ class Squared(Loop):
         return sum(gates[:, e, None] * expert(x) for e, expert in enumerate(self.experts))  # type: ignore[return-value]
 
 
-ALL_RUN: tuple[type, ...] = (Soft, Squared)
+class Rectified(Loop):
+    """All experts run, each weighed by what is above zero of its logit."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        gates = self.router(x).relu()
+        return sum(gates[:, e, None] * expert(x) for e, expert in enumerate(self.experts))  # type: ignore[return-value]
+
+
+class RectifiedStack(Loop):
+    """The same, their outputs in one tensor."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        outs = torch.stack([expert(x) for expert in self.experts], 1)
+        return (self.router(x).relu()[..., None] * outs).sum(1)
+
+
+ALL_RUN: tuple[type, ...] = (Soft, Squared, Rectified, RectifiedStack)
 WRONG: tuple[type, ...] = (
     *ALL_RUN, ByLogits, Shifted, Threshold, Positional, OneDiffers, Normalised, FarApart, *NAMED_WRONG,
 )  # fmt: skip

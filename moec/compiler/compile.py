@@ -19,6 +19,7 @@ from moec.compiler.publish import handed_over, lay_out, make_report, sizes_of_fi
 from moec.compiler.recapture import is_outdated, made_now
 from moec.compiler.self_difference import explained_by_model
 from moec.compiler.staging import check_out, require_apart, require_free, staging
+from moec.compiler.tied_routers import explained_by_ties
 from moec.errors import MoecError
 from moec.execution.streaming import check_finite
 from moec.files.kept import unused
@@ -124,6 +125,7 @@ def _compile(
         stack.enter_context(advice_for(source, captured, options, calibration, corpus))
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)
         steps = [*source.steps, *steps]
+        stack.enter_context(explained_by_ties(program))
         stack.enter_context(handed_over(named, source, options, published, progress))
         progress.stage("build")
         facts = (backend.build if options.build else backend.export)(

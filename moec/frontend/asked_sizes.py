@@ -16,13 +16,16 @@ from torch.overrides import TorchFunctionMode
 _COMPARED = ("lt", "le", "gt", "ge", "eq", "ne")
 _MADE = ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "floordiv", "mod")
 _CUT = ("floordiv", "mod")  # whose steps are as wide as the other number
+_HELD = {getattr(Tensor, name) for name in (*_COMPARED, *(f"__{name}__" for name in _COMPARED))}
+_HELD |= {getattr(torch, name) for name in _COMPARED}
 
 
 class SizesAsked(TorchFunctionMode):
     """Within, sizes of tensors note the numbers that Python code holds them against.
 
     The last dimension of a matrix is none of tokens and notes nothing. `len` gives a plain number: there, all whole
-    numbers that its caller has by name are noted.
+    numbers that its caller has by name are noted. Where whole numbers in a tensor (places, counts) are held against a
+    number, as many rows may be what it is about.
 
     Attributes:
         found: how many times as large a size would have to be to reach a number, by that number.
@@ -39,6 +42,8 @@ class SizesAsked(TorchFunctionMode):
             return torch.Size([_Whole.of(s, self) if k < of_tokens else s for k, s in enumerate(result)])
         if func is Tensor.numel or (func is Tensor.size and _is_of_tokens(*args, **(kwargs or {}))):
             return _Whole.of(result, self)
+        if func in _HELD and len(args) == 2 and _counts(args[0]) and isinstance(args[1], int):
+            self.note(len(args[0]), args[1])
         if func is Tensor.__len__:
             for number in _beside(sys._getframe()):
                 self.note(result, number)
@@ -61,6 +66,11 @@ def sizes_around(count: int, batch: int, factor: Fraction) -> set[tuple[int, int
 
 def _is_of_tokens(tensor: Tensor, dim: int | None = None) -> bool:
     return dim is not None and (tensor.dim() == 1 or dim % tensor.dim() < tensor.dim() - 1)
+
+
+def _counts(value: Any) -> bool:
+    """Whether a tensor may say where its rows stand."""
+    return isinstance(value, Tensor) and value.dtype in (torch.int64, torch.int32) and value.dim() > 0
 
 
 def _beside(frame: Any) -> set[int]:

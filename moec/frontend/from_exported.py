@@ -40,7 +40,9 @@ def from_exported(
     source: str = "exported program",
     inputs: Mapping[str, Tensor] | None = None,
 ) -> Program:
-    """Bring an `ExportedProgram` (a `.pt2` too) into the form that `Program` documents."""
+    """Bring an `ExportedProgram` (a `.pt2` too) into the form that `Program` documents. Raises M207 for what no graph
+    holds."""
+    _refuse_taken_names(exported, source)
     graph_module = exported.module(check_guards=False)
     assert isinstance(graph_module, fx.GraphModule)
     names = _input_names(exported, list(inputs) if inputs is not None else None)
@@ -86,6 +88,15 @@ def from_exported(
     assume(program, exported)
     program.check()
     return program
+
+
+def _refuse_taken_names(exported: ExportedProgram, source: str) -> None:
+    """Raise M207 where a part of the model has the name of something that every graph module has, such as `code`."""
+    for name in (*exported.state_dict, *exported.constants):
+        first = name.partition(".")[0]
+        if hasattr(fx.GraphModule, first):
+            what = f"the model has a part named {first!r}, and torch's graph modules have something of that name"
+            raise MoecError("M207", what, f"{name} of {source}", f"rename it, for example to {first}_")
 
 
 def _writes_a_buffer(node: fx.Node) -> bool:

@@ -184,7 +184,8 @@ def _makes_the_same(flat: _Flat, generator: torch.Generator) -> bool:
         x = uneven(block.tokens(lambda *s: torch.randn(s, generator=generator), *size), _UNEVEN)
         with SizesAsked() as asked:
             wanted = block.module(x)
-        if not _same(flat(x), wanted):
+        crowd = x[..., :1, :].expand_as(x).contiguous()  # all tokens at the experts of one
+        if not _same(flat(x), wanted) or not _same(flat(crowd), block.module(crowd)):
             return False
         todo += [more for n, factor in asked.found.items() if size in _SIZES or n not in met
                  for more in _affordable(block, sizes_around(*size, factor))]  # fmt: skip

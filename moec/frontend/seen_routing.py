@@ -23,7 +23,7 @@ from moec.recognition.routing_rule import by_expert
 from moec.recognition.trials import tie_breaks
 
 TOKENS = 63  # of a probe
-# tokens on the same experts: a capacity below shows, wherever the module keeps it; of narrow tokens, more
+# tokens on the same experts, see `_crowd`: a capacity below shows, wherever the module keeps it; of narrow ones, more
 _CROWD, _MOST, _NUMBERS = 10_001, 131_073, 1 << 26
 TOLERANCE = 1e-5  # of float32 modules; rules that differ do so by 1e-3 and more on some probe
 _SPREADS = ((1.0, 0.0), (4.0, 0.0), (1.0, -25.0), (1.0, -46.0))  # of logits, and their shift: tiny scores tell epsilons
@@ -145,14 +145,14 @@ def fitted_rule(block: Block) -> tuple[Routing, str | None]:
 
     count = len(block.experts)
     drawn = [draw(TOKENS, count) * spread + shift for spread, shift in _SPREADS]
-    crowd = draw(min(_MOST, max(_CROWD, _NUMBERS // block.hidden)), count) * 0.1
-    crowd[:, :2] += 4.0
-    drawn += [draw(TOKENS, count).round(), crowd]
+    drawn.append(draw(TOKENS, count).round())
     seen = [_seen(block, block.tokens(draw, len(x)), x) for x in drawn]
     chosen = (seen[0].weights != 0).sum(-1)
     top_k = int(chosen[0])
     if not top_k or (chosen != top_k).any():
         raise NotAlike("tokens go to different numbers of experts")
+    crowd = _crowd(draw, min(_MOST, max(_CROWD, _NUMBERS // block.hidden)), count, top_k)
+    seen.append(_seen(block, block.tokens(draw, len(crowd)), crowd))
     biases = {n: t.double().flatten() for n, t in outside(block) if t.numel() == count}
     for name in (None, *biases):
         bias = None if name is None else biases[name]
@@ -160,6 +160,16 @@ def fitted_rule(block: Block) -> tuple[Routing, str | None]:
             if all(each.fits(rule, bias) for each in seen):
                 return rule, name
     raise NotAlike("no routing rule weighs experts as it does")
+
+
+def _crowd(draw: Callable[..., Tensor], tokens: int, experts: int, top_k: int) -> Tensor:
+    """Logits `[T, E]` of tokens that all choose the same experts, but for the last, which is alone where it goes: what
+    a module makes of an expert with few of the tokens shows, too."""
+    logits = draw(tokens, experts) * 0.1
+    busy = min(top_k, experts - 1)
+    logits[:, :busy] += 4.0
+    logits[-1, :busy] -= 8.0
+    return logits
 
 
 def _rules(top_k: int, seen: _Seen, bias: Tensor | None) -> Iterator[Routing]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
@@ -26,7 +26,9 @@ from moec.recognition.matrices import Matrix, find_matrices
 aten = torch.ops.aten
 _TOP = {aten.topk.default: 1}  # position of k
 _ONE = (aten.max.dim, aten.argmax.default)
-_ALL = (aten.softmax.int, aten._softmax.default)  # weighs all that there are: every expert runs for every token
+_SOFTMAX = (aten.softmax.int, aten._softmax.default)
+_GATES = (aten.sigmoid.default, aten.relu.default, aten.softplus.default, aten.tanh.default)
+_ALL = (*_SOFTMAX, *_GATES)  # weighs all that there are: every expert runs for every token
 _OTHER = (
     aten.sort.default, aten.sort.stable, aten.argsort.default, aten.argsort.stable, aten.kthvalue.default,
     aten.gt.Scalar, aten.gt.Tensor, aten.ge.Scalar, aten.ge.Tensor, aten.lt.Scalar, aten.lt.Tensor, aten.le.Scalar,
@@ -46,7 +48,7 @@ class HandWritten:
 
     Attributes:
         module: what its experts' names have in common. top_k: how many a token goes to; 0 where the graph does not say.
-        experts: the matrices of each expert. selection: the node that chooses among them, or a softmax that weighs all.
+        experts: the matrices of each expert. selection: the node that chooses among them, or one that weighs all.
     """
 
     module: str
@@ -56,7 +58,7 @@ class HandWritten:
 
     @property
     def runs_all(self) -> bool:
-        """Whether nothing is chosen: a softmax weighs all experts for every token."""
+        """Whether nothing is chosen: a softmax, or gates, weigh all experts for every token."""
         return self.selection.target in _ALL
 
     @property
@@ -72,8 +74,7 @@ def find_hand_written(program: Program, matrices: Sequence[Matrix] | None = None
     found = _opened_by(program, matrices, groups, [n for n in program.graph.nodes if _is_selection(n)])
     taken = {place.matrix.node for group, _ in found for place in group.places}
     left = [group for group in groups if not taken.intersection(place.matrix.node for place in group.places)]
-    most = max((len(group.places) for group in left), default=0)
-    over_all = [n for n in program.graph.nodes if n.target in _ALL and 1 < _scores(n) < math.inf and most > 1]
+    over_all = [n for n in program.graph.nodes if _weighs_all(n, {len(group.places) for group in left})]
     found += _opened_by(program, matrices, left, over_all)
     blocks: dict[str, list[Group]] = defaultdict(list)
     choices: dict[str, fx.Node] = {}
@@ -114,7 +115,8 @@ def _selected(flow: _Flow, groups: Sequence[Group]) -> Iterator[tuple[Group, fx.
 
 
 def _fits(group: Group, selection: fx.Node) -> bool:
-    """Whether a selection may be that of a group. A softmax weighs each expert, or each of its slots (Soft MoE)."""
+    """Whether a selection may be that of a group. What weighs all has a weight for each expert, or for each of its
+    slots (Soft MoE)."""
     experts, scores = len(group.places), _scores(selection)
     if selection.target in _ALL:
         return scores == experts or (not group.named and scores % experts == 0)
@@ -140,6 +142,14 @@ def _is_selection(node: fx.Node) -> bool:
         return False
     scores = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
     return isinstance(scores, torch.Tensor) and scores.is_floating_point()
+
+
+def _weighs_all(node: fx.Node, experts: Set[int]) -> bool:
+    """Whether a node may give each of so many experts a weight: a softmax of any width, since experts may have several
+    slots, or what gives a number for each, as activations do of other widths."""
+    if node.target in _SOFTMAX:
+        return _scores(node) > 1 and max(experts, default=0) > 1
+    return node.target in _GATES and _scores(node) > 1 and _scores(node) in experts
 
 
 def _scores(selection: fx.Node) -> float:

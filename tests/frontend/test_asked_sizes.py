@@ -46,6 +46,9 @@ def factors(ask: Callable[[Tensor], object]) -> set[Fraction]:
         (lambda x: max(x.shape[0] // 3, 8), Fraction(4)),
         (lambda x: x.shape[-1] == 4, None),  # of no tokens
         (lambda x: len(x) > 24, Fraction(4)),
+        (lambda x: torch.arange(len(x)) < 18, Fraction(3)),
+        (lambda x: torch.ge(torch.arange(len(x)).unsqueeze(1), 24), Fraction(4)),
+        (lambda x: x < 18, None),  # no places
         (Held(), Fraction(77, 6)),
         (Held(), Fraction(11, 6)),
     ],

@@ -126,6 +126,28 @@ def test_what_cannot_be_captured_is_refused(model: nn.Module, capsys: pytest.Cap
     assert capsys.readouterr().err == ""  # torch's own dump of the graph stays out of the way
 
 
+class Reserved(nn.Module):
+    """A part of it has the name of what every graph module of torch has."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.part = name
+        setattr(self, name, nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Any:
+        return getattr(self, self.part)(x)
+
+
+@pytest.mark.parametrize("name", ["code", "graph"])
+def test_a_part_of_a_reserved_name_is_refused_and_the_way_out_is_one(name: str) -> None:
+    given = {"x": torch.randn(3, 4)}
+    with pytest.raises(MoecError, match=f"a part named '{name}'") as caught:
+        capture(Reserved(name), given, ROWS)
+    assert caught.value.code == "M207" and caught.value.fix == f"rename it, for example to {name}_"
+    model = Reserved(f"{name}_")
+    assert capture(model, given, ROWS).run(**given)["output"].equal(model(given["x"]))
+
+
 class Refuses(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise MoecError("M206", "another scan", "mixer", "report it")

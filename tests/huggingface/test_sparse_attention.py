@@ -20,8 +20,8 @@ from tests.sparse_models import MODELS, build, source
 FIRST = "deepseek_v32"
 
 
-@pytest.mark.repeats
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == FIRST else [pytest.mark.repeats]) for n in MODELS])
 def test_greedy_texts_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     model = varied(build(name), others=2.0, but=("lm_head", ".hc_", "_hc."))
     engine = built(model, "", tmp_path)

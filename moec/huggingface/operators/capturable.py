@@ -11,12 +11,14 @@ from moec.huggingface.operators.attention import use_moec_attention
 from moec.huggingface.operators.block_index import adapt_block_index
 from moec.huggingface.operators.compressed_attention import adapt_compressed
 from moec.huggingface.operators.convolutions import use_moec_convolutions
+from moec.huggingface.operators.convolved_attention import adapt_convolved_attention
 from moec.huggingface.operators.dynamic_mask import adapt_dynamic_mask
 from moec.huggingface.operators.experts import use_moec_experts
 from moec.huggingface.operators.gated_recurrence import adapt_gated_recurrence
 from moec.huggingface.operators.lightning import use_moec_lightning
 from moec.huggingface.operators.linear_attention import use_moec_linear_attention
-from moec.huggingface.operators.pooled_index import adapt_pooled_index, refuse_looped_index
+from moec.huggingface.operators.looped_index import adapt_looped_index
+from moec.huggingface.operators.pooled_index import adapt_pooled_index
 from moec.huggingface.operators.product_keys import adapt_product_keys
 from moec.huggingface.operators.rope import grow_without_memory
 from moec.huggingface.operators.scans import use_moec_scans
@@ -38,14 +40,15 @@ def capturable(origin: Origin, dtype: torch.dtype, own_attention: bool) -> tuple
     model, weights = origin.captured(dtype)
     skeleton.take_buffers(model, weights)
     skeleton.share(model, weights)
-    refuse_looped_index(model)
     adapt(model, weights)
     adapt_compressed(model)
     adapt_block_index(model)
     adapt_pooled_index(model)
+    adapt_looped_index(model)
     adapt_product_keys(model)
     adapt_dynamic_mask(model)
     adapt_gated_recurrence(model)
+    adapt_convolved_attention(model)
     use_moec_experts(model, weights)
     use_moec_scans(model)
     use_moec_lightning(model)

@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moec.errors import MoecError
 from moec.huggingface.operators.proven import modules_like, one_of_each, require_choice, small_instance
 
 _CALL = ["hidden_states", "q_resid", "attention_mask", "past_key_values"]
 _PARTS = ("index_kpool", "index_kpool_compress_ape", "index_kpool_compress_gate", "get_pooled_states", "head_dim")
-_LOOPED = ("index_qk_proj", "token_budget", "compress_ratio", "block_topk")
 _SMALL = {
     "hidden_size": 16,
     "q_lora_rank": 12,
@@ -45,15 +43,6 @@ def adapt_pooled_index(model: nn.Module) -> int:
     for module in found.values():
         module.get_pooled_states = MethodType(_all_pools, module)
     return len(found)
-
-
-def refuse_looped_index(model: nn.Module) -> None:
-    """Raise M206 for an index over pools that looks at one token after the other, whose pools' number only the data
-    says (Qwen4-exp): no graph holds it."""
-    looped = next(iter(modules_like(model, _LOOPED).items()), None)
-    if looped is not None:
-        what = f"{type(looped[1]).__name__} chooses the keys of each token in a loop whose length hangs on the mask"
-        raise MoecError("M206", what, looped[0], "run it in PyTorch; `moec plan` reads its config")
 
 
 def _all_pools(self: Any, packed_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:

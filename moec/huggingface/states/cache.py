@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from moec.errors import MoecError
 from moec.huggingface.operators.compressed_states import compressed_layer, compressed_states, has_rows, rate_of
+from moec.huggingface.operators.looped_index import looped_indexes
 from moec.huggingface.operators.scans import scans_of
 from moec.huggingface.states.cache_class import cache_class
 from moec.huggingface.states.functional_cache import functional_cache, held_by, own_cache
@@ -184,6 +185,14 @@ def _ends(mask: Tensor, tokens: Tensor) -> Tensor:
     return (mask[:, -length:] * torch.arange(1, length + 1, device=mask.device)).amax(-1)
 
 
+def _put_positions(cache: Any, mask: Tensor, length: int) -> None:
+    """Let the first layer with an index hold the positions of earlier tokens `[3, batch, past]`, where transformers
+    keeps those of all layers. The mask says them, so that they are no state."""
+    past = positions(mask, mask.shape[1])[:, : mask.shape[1] - length]
+    layer = next(layer for layer in cache.layers if hasattr(layer, "indexer_position_ids"))
+    layer.indexer_position_ids = past.expand(3, -1, -1)  # in time, height and width
+
+
 def cached_call(
     forward: Callable[..., Any], caches: Sequence[Input], captured: bool = False, model: Any = None
 ) -> Callable[..., dict[str, Tensor]]:
@@ -195,6 +204,7 @@ def cached_call(
     `model`: see `functional_cache`.
     """
     of_states = _CACHE not in inspect.signature(forward).parameters
+    keeps_positions = model is not None and bool(looped_indexes(model))
 
     def call(*, attention_mask: Tensor, **given: Tensor) -> dict[str, Tensor]:
         past = {name: value for name, value in given.items() if is_past(name)}
@@ -208,6 +218,8 @@ def cached_call(
         if of_states:  # and no attention, which would want the mask and the positions of a whole text
             more = {MASK: attention_mask[:, -new.shape[1] :], _STATES: cache}
         else:
+            if keeps_positions:
+                _put_positions(cache, attention_mask, new.shape[1])
             places = tokens.pop(POSITIONS, None)  # a decoder of vectors may be told them
             places = positions(attention_mask, new.shape[1]) if places is None else places
             more = {MASK: attention_mask, POSITIONS: places, _CACHE: cache}

@@ -11,8 +11,6 @@ from torch import nn
 from moec.errors import MoecError
 from moec.huggingface.operators import pooled_index
 from moec.huggingface.operators.pooled_index import adapt_pooled_index
-from moec.huggingface.source import HuggingFaceSource
-from tests import whole_zoo
 
 
 def model(**changes: Any) -> nn.Module:
@@ -30,13 +28,6 @@ def model(**changes: Any) -> nn.Module:
 def test_it_is_found_and_proven(tail: bool) -> None:
     assert adapt_pooled_index(model(index_kpool_always_select_tail=tail)) == 1
     assert adapt_pooled_index(nn.Linear(2, 2)) == 0
-
-
-def test_an_index_that_loops_over_tokens_is_refused_in_words_of_its_own() -> None:
-    """Qwen4-exp's; with a cache and without, so that no way out names either."""
-    with pytest.raises(MoecError, match="in a loop whose length hangs on the mask, with a cache and without") as error:
-        HuggingFaceSource.from_model(whole_zoo.build("qwen4_exp_text")).inputs  # noqa: B018
-    assert error.value.code == "M206" and "PyTorch" in error.value.fix and "--no-cache" not in error.value.fix
 
 
 def test_pools_that_begin_one_token_late_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

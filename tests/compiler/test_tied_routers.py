@@ -1,0 +1,47 @@
+"""A router with equal rows is named where an engine differs for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import moec
+from moec.compiler.tied_routers import explained_by_ties
+from moec.errors import MoecError
+from moec.pipeline.pipeline import Pipeline
+from tests.mixtures import Loop, mixture, source_of
+
+UNEQUAL = MoecError("M101", "the engine differs", "output", "find the cause")
+
+
+def tied(noise: float = 0.0) -> Any:
+    model = mixture(Loop)
+    with torch.no_grad():
+        row = model.router.weight[0]
+        model.router.bias[2] = model.router.bias[0]
+        model.router.weight[2] = row + noise * row.std() * torch.randn(row.shape, generator=torch.manual_seed(0))
+    return model
+
+
+def said(model: Any, error: MoecError = UNEQUAL) -> MoecError:
+    program, _ = Pipeline.parse("find-moe, fuse-moe").run(source_of(model).capture())
+    with pytest.raises(MoecError) as caught, explained_by_ties(program):
+        raise error
+    return caught.value
+
+
+def test_an_engine_that_takes_the_other_expert_is_explained_and_noise_is_a_way_out(tmp_path: Path) -> None:
+    given = {"input_ids": torch.randint(0, 9, (2, 5))}
+    how: dict[str, Any] = {"inputs": given, "dynamic": {"input_ids": ("batch", "sequence")}}
+    with pytest.raises(MoecError, match=r"rows 0 and 2 of the router router\.weight are equal") as caught:
+        moec.compile(tied(), out=tmp_path / "tied", **how)
+    assert caught.value.code == "M101" and "tie" in caught.value.what and "noise of 1e-3" in caught.value.fix
+    moec.compile(tied(1e-3), out=tmp_path / "engine", **how)
+
+
+def test_another_error_and_another_router_stay_as_they_are() -> None:
+    other = MoecError("M104", "not reached", "experts", "try others")
+    assert said(tied(), other) is other and said(mixture(Loop)) is UNEQUAL and said(tied()) is not UNEQUAL
