@@ -101,7 +101,6 @@ THROUGH = {
     "moec/version.py": "tests/cli/test_cli.py",
     "moec/kernels/cpu/structures.py": "tests/kernels/cpu/test_experts.py",
     "moec/kernels/cpu/team.py": "tests/kernels/cpu/test_pytorch.py",
-    "moec/huggingface/accelerated_weights.py": "tests/huggingface/test_accelerate_on_cpu.py",
     "backends/onnxruntime/backend.py": "tests/backends/test_conformance.py",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -94,6 +95,12 @@ def cli(context: click.Context) -> None:
     """A compiler for mixture-of-experts: a PyTorch model in, a verified engine out."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+        return
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # torch would end the process, without a word of where
+        what = "the current directory is no longer there"
+        raise MoecError("M218", what, os.environ.get("PWD", "."), "go to another one: cd /tmp") from None
 
 
 def main(argv: list[str] | None = None) -> None:

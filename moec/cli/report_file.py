@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.errors import MoecError
+from moec.files.fresh import write_over
 from moec.files.regular import read_text
 
 _TEXTS = ("", ".md", ".markdown", ".txt")  # endings of files that a summary is put at the end of
@@ -105,8 +106,22 @@ def append(path: Path, text: str) -> None:
 
 def _write(path: Path, text: str, mode: str) -> None:
     try:
-        with path.open(mode, encoding="utf-8", newline="") as file:
-            file.write(text)
+        if mode == "w" and (path.is_file() or not path.exists()):
+            write_over(path, text)
+        else:
+            _write_on(path, text)
     except OSError as error:
         what = f"the report cannot be written: {error.strerror}"
         raise MoecError("M210", what, str(path), "choose another file") from error
+
+
+def _write_on(path: Path, text: str) -> None:
+    """At the end of a file, whole or not at all; and into what is none."""
+    length = path.stat().st_size if path.is_file() else None
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except BaseException:
+        if length is not None:
+            os.truncate(path, length)
+        raise

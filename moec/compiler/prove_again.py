@@ -86,7 +86,8 @@ def prove_again(folder: Path, against: Any, asked: Question, opening: Mapping[st
             return _prove(engine_folder, subject, asked)
     if against is None or is_in_memory(own.hashes):
         return _prove(engine_folder, engine_folder.subject(own, captured, program), asked)
-    source = open_source(against, **opening)
+    recorded = {name: value for name, value in engine_folder.report.opening.items() if name == "cache"}
+    source = open_source(against, **{**opening, **recorded})  # an engine without a cache has no inputs for one
     before, twin = _compiled_alike(engine_folder, source)
     return _prove(engine_folder, replace(engine_folder.subject(source, before, program), twin=twin, exam=None), asked)
 

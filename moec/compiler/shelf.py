@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,11 @@ def _manifests(folder: Path) -> Iterator[Path]:
 
 
 def _kept(place: Path) -> Kept:
-    age = max(time.time() - (place / MANIFEST).stat().st_mtime, 0.0)
+    manifest, age = place / MANIFEST, 0.0
+    with suppress(OSError):  # a link to nothing, or to itself: reading it says so
+        age = max(time.time() - manifest.stat().st_mtime, 0.0)
     try:
-        report = Report.read(place / MANIFEST)
+        report = Report.read(manifest)
     except MoecError as error:
         return Kept(place, "", error.what, None, 0, age)
     size = size_bytes(report.artefacts)

@@ -13,6 +13,7 @@ import msgspec
 
 from moec.errors import MoecError
 from moec.files.exchange import exchange, move
+from moec.files.home import home
 from moec.files.inside import stays_inside
 from moec.files.refused import refused
 from moec.files.regular import file_hash, read_bytes
@@ -69,7 +70,7 @@ def check_out(out: Path, keep: Sequence[Path] = ()) -> None:
     """Raise M210 unless `out` is free, empty, or an engine's folder with nothing else in it; never the current
     directory, the home, what is in `keep`, or a folder above one of these."""
     place = out.resolve()
-    held = next((path for path in (Path.cwd(), Path.home(), *keep) if path.resolve().is_relative_to(place)), None)
+    held = next((p for p in (Path.cwd(), home(), *keep) if p is not None and p.resolve().is_relative_to(place)), None)
     if held is not None:
         what = f"it is or holds {held}, which would be lost"
         raise MoecError("M210", what, str(out), "choose another --out, beside it")

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from moec.files.home import cache_home
 from moec.files.regular import read_bytes
 
 FOLDER, GIGABYTES = "MOEC_CACHE_DIR", "MOEC_CACHE_GB"  # environment variables
@@ -43,14 +44,19 @@ class Entry:
 def folder() -> Path | None:
     """Where the weight cache lies: `$MOEC_CACHE_DIR`, else `moec` in `$XDG_CACHE_HOME` or `~/.cache`. None where the
     variable is empty or `off`, which switches it off, and where the folder is another user's or others may write to it:
-    what they put there would become weights. None within `unused`, too."""
+    what they put there would become weights. None for a user without a home, and within `unused`, too."""
     if _unused:
         return None
     told = os.environ.get(FOLDER)
     if told is not None and told.strip().lower() in ("", "off"):
         return None
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    place = Path(told).expanduser() if told else base / "moec"
+    base = cache_home()
+    try:
+        place = Path(told).expanduser() if told else base and base / "moec"
+    except RuntimeError:  # `~somebody`, whom nobody knows
+        return None
+    if place is None:
+        return None
     with suppress(OSError):  # it is not there yet, or cannot be
         found = place.stat()
         if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.errors import MoecError
-from moec.huggingface.accelerated_weights import arrange, lay_rows
+from moec.huggingface.accelerated_weights import IMPLEMENTATION, arrange, lay_rows, own_order_only
 from moec.huggingface.operators.experts import in_interface, refuse
 from moec.huggingface.operators.gate import Gate, identify
 from moec.kernels.checks import DTYPES, check_ids
@@ -20,7 +20,6 @@ from moec.kernels.cpu.structures import require_that_opens
 from moec.kernels.cpu.team import warn_where_alone
 from moec.kernels.starting import interpreting
 
-IMPLEMENTATION = "moec-kernels"
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
@@ -76,13 +75,15 @@ def accelerate(model: _Model, *, check: bool = False, tune: float = 0.0) -> _Mod
     if on_cpu:
         require_that_opens("moec.accelerate")
         warn_where_alone()
+    arranged: set[int] = set()  # blocks may share a parameter
     for path, module in found.items():
-        arrange(module, gates[path])
+        arrange(module, gates[path], arranged)
         module._moec_check = check
         if on_cpu:
             lay_rows(module)
         module._moec_on_cpu = on_cpu
-    _register()
+        if not hasattr(module, "_moec_before"):
+            module._moec_before = module.register_forward_pre_hook(_before())
     interface: Any = model
     interface.set_experts_implementation(IMPLEMENTATION)
     if tune and not on_cpu:
@@ -110,6 +111,22 @@ def _register() -> None:
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _forward)
+
+
+class _Before:
+    """What is asked before each call of a block. Read back from a pickle in another process, it makes transformers know
+    the implementation there, too."""
+
+    def __call__(self, module: Any, _arguments: Any) -> None:
+        own_order_only(module)
+
+    def __reduce__(self) -> Any:
+        return _before, ()
+
+
+def _before() -> _Before:
+    _register()
+    return _Before()
 
 
 def _gates(found: dict[str, Any]) -> dict[str, Gate]:
@@ -179,7 +196,11 @@ def _operands(self: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
 
 
 def _forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """The experts implementation: what transformers calls in place of the module's own forward."""
+    """The experts implementation: what transformers calls in place of the module's own forward. Of a model that was not
+    accelerated, but shares the config object with one that was, that forward is called."""
+    if not hasattr(self, "_moec_gate"):
+        untouched: Tensor = type(self).forward.__wrapped__(self, hidden_states, top_k_index, top_k_weights)
+        return untouched
     w_in, w_out, bias_in, bias_out = _operands(self)
     ids = top_k_index if top_k_index.dtype == torch.int64 else top_k_index.to(torch.int64)
     if (

@@ -8,11 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
+from moec.errors import MoecError
 from moec.huggingface.operators.gate import Gate, Order, canonical, stored
 
+IMPLEMENTATION = "moec-kernels"
 
-def arrange(module: Any, gate: Gate) -> None:
-    """Say the rule, and bring interleaved rows into order, once."""
+
+def arrange(module: Any, gate: Gate, arranged: set[int]) -> None:
+    """Say the rule, and bring interleaved rows into order, once.
+
+    Args:
+        arranged: the `id` of each parameter that is in order, as another block's; is added to.
+    """
     if hasattr(module, "_moec_gate"):
         return
     first = "gate_up_proj" if module.has_gate else "up_proj"
@@ -20,11 +27,22 @@ def arrange(module: Any, gate: Gate) -> None:
         for name in (first, f"{first}_bias") if module.has_bias else (first,):
             parameter = getattr(module, name)
             dim = 2 if parameter.dim() == 3 and module.is_transposed else 1
-            parameter.data = canonical(parameter.data, gate.order, dim)
+            if id(parameter) not in arranged:
+                parameter.data = canonical(parameter.data, gate.order, dim)
+                arranged.add(id(parameter))
         module.register_state_dict_post_hook(_as_stored)
         module.register_load_state_dict_pre_hook(_as_computed)
         module._moec_rearranged = True
     module._moec_gate, module._moec_first = gate, first
+
+
+def own_order_only(module: Any) -> None:
+    """Raise M206 where another implementation would read rows that were put in order as if they lay interleaved."""
+    chosen = module.config._experts_implementation
+    if chosen != IMPLEMENTATION and hasattr(module, "_moec_rearranged"):
+        what = f"moec.accelerate has put the rows of this block in order, and {chosen!r} reads them as they were"
+        fix = "load the model anew, or call moec.accelerate(model) again"
+        raise MoecError("M206", what, type(module).__name__, fix)
 
 
 def lay_rows(module: Any) -> None:

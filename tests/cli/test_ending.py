@@ -187,3 +187,16 @@ def test_a_process_ends_with_all_that_is_due_and_takes_nothing_apart(
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (status, "") and "taken apart" not in done.stdout
     assert sorted(done.stdout.splitlines()) == sorted(said) if said else done.stdout.startswith("M101")
+
+
+def test_a_current_directory_that_is_gone_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    status, err = moec(capsys, "check", tmp_path)
+    assert status == 2
+    assert_three_lines(err, "M218")
+    assert "the current directory is no longer there" in err

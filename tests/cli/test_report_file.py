@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,26 @@ def test_no_option_destroys_a_manifest(words: tuple[str, str], cli: Cli, tmp_pat
     verb, option = words
     cli(verb, tmp_path, option, tmp_path / "moec.json", status=2)
     assert "error[M210]" in cli.err and (tmp_path / "moec.json").read_text() == "{}"
+
+
+def test_on_a_full_disk_the_report_that_lay_there_stays(tmp_path: Path) -> None:
+    page, notes = tmp_path / "report.html", tmp_path / "notes.md"
+    page.write_text("<!doctype html>\n<html><title>moec: old</title>")
+    notes.write_text("# Mine\n")
+    page.chmod(0o640)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # as a disk that is full: a write ends early
+    try:
+        for write in (lambda: publish(page, "x" * (1 << 20), PAGE), lambda: append(notes, "x" * (1 << 20))):
+            with pytest.raises(MoecError, match="cannot be written") as caught:
+                write()
+            assert caught.value.code == "M210"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "old" in page.read_text() and notes.read_text() == "# Mine\n"
+    assert sorted(tmp_path.iterdir()) == [notes, page]
+    (tmp_path / "link.html").symlink_to(page)
+    publish(tmp_path / "link.html", "new", PAGE)
+    assert page.read_text() == "new" and page.stat().st_mode & 0o777 == 0o640 and (tmp_path / "link.html").is_symlink()

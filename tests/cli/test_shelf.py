@@ -43,6 +43,27 @@ def test_diff(cli: Cli, mixtral_engine: Path, tmp_path: Path) -> None:
     assert found == [{"name": "setting seed", "left": 0, "right": 7}]
 
 
+def test_engines_whose_files_are_not_what_they_say_are_not_equal(
+    cli: Cli, mixtral_engine: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(mixtral_engine, tmp_path / "engine"))
+    weights = other / "model.onnx.data"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    cli("diff", mixtral_engine, other, status=1)
+    assert "M106" in cli.err and "was changed" in cli.err
+    weights.unlink()
+    cli("diff", other, mixtral_engine, status=1)
+    assert "is missing" in cli.err
+
+
+def test_ls_beside_a_manifest_that_links_to_itself(cli: Cli, mixtral_engine: Path, tmp_path: Path) -> None:
+    shutil.copytree(mixtral_engine, tmp_path / "whole")
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "moec.json").symlink_to("moec.json")
+    rows = {Path(row["folder"]).name: row["target"] for row in cli.json("ls", tmp_path)}
+    assert rows == {"whole": "onnxruntime", "loop": ""}
+
+
 def test_a_model_is_no_engine(cli: Cli, mixtral: Path, mixtral_engine: Path) -> None:
     cli("diff", mixtral_engine, mixtral, status=2)
     assert "this is no engine" in cli.err and str(mixtral) in cli.err

@@ -207,6 +207,14 @@ def test_against_another_model(mixtral: Path, mixtral_engine: Path, tmp_path: Pa
     assert not prove_again(mixtral_engine, save("mixtral", tmp_path / "other", seed=9), Question(), {}).ok
 
 
+def test_an_engine_without_a_cache_is_held_to_a_model_without_one(tmp_path: Path) -> None:
+    model = save("llama", tmp_path / "model", num_hidden_layers=1)
+    api.compile(model, out=tmp_path / "engine", cache=False, layout="plain")
+    assert prove_again(tmp_path / "engine", model, Question(), {"cache": True}).ok
+    other = save("llama", tmp_path / "other", seed=9, num_hidden_layers=1)
+    assert not prove_again(tmp_path / "engine", other, Question(), {}).ok
+
+
 def test_a_changed_source_is_refused(mixtral: Path, mixtral_engine: Path, tmp_path: Path) -> None:
     engine, model = (
         Path(shutil.copytree(mixtral_engine, tmp_path / "engine")),

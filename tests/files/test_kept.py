@@ -109,6 +109,11 @@ def test_the_place_without_a_variable(tmp_path: Path, monkeypatch: pytest.Monkey
     assert kept.folder() == tmp_path / ".cache" / "moec"
 
 
+def test_a_place_of_nobodys_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kept.FOLDER, "~nobody-of-this-name/kept")
+    assert kept.folder() is None and kept.read(KEY[0]) is None
+
+
 def test_processes_share_it(place: Path) -> None:
     write = "import sys; from moec.files import kept\nfor i in range(200): kept.write(sys.argv[1], bytes(50000))"
     running = [subprocess.Popen([sys.executable, "-c", write, KEY[0]]) for _ in range(2)]

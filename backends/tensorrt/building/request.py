@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from moec.backends.tensorrt.edition import Edition
 from moec.backends.tensorrt.gpu import Gpu
+<<<<<<< HEAD
 from moec.backends.tensorrt.options import SETTINGS
+=======
+from moec.files.home import cache_home
+>>>>>>> w-attack5
 from moec.targets.backend import Refusal
 from moec.targets.target import Target
 
@@ -55,8 +58,9 @@ def request_of(
 
 
 def timing_cache(edition: Edition, gpu: Gpu | None) -> str:
-    """The file of earlier timings, for this library, GPU and driver; empty where the library keeps none."""
-    if not edition.builds_on_gpu or gpu is None:
+    """The file of earlier timings, for this library, GPU and driver; empty where the library keeps none, and for a
+    user without a home."""
+    place = cache_home()
+    if not edition.builds_on_gpu or gpu is None or place is None:
         return ""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return str(home / "moec" / f"{edition.backend}-{edition.version()}-sm{gpu.sm}-{gpu.cuda}.timing")
+    return str(place / "moec" / f"{edition.backend}-{edition.version()}-sm{gpu.sm}-{gpu.cuda}.timing")
