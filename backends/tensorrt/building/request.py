@@ -8,11 +8,8 @@ from typing import Any
 
 from moec.backends.tensorrt.edition import Edition
 from moec.backends.tensorrt.gpu import Gpu
-<<<<<<< HEAD
 from moec.backends.tensorrt.options import SETTINGS
-=======
 from moec.files.home import cache_home
->>>>>>> w-attack5
 from moec.targets.backend import Refusal
 from moec.targets.target import Target
 
