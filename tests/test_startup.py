@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from moec.cli import VERBS
 from moec.startup import RARELY, late, seldom_collected, swapped
 
 
@@ -71,19 +72,75 @@ def test_a_value_is_another_one_within_and_itself_again_afterwards() -> None:
     assert not hasattr(Owner, "other")
 
 
-INSPECT = """
-import sys, torch
-import moec
-moec.inspect(sys.argv[1])
-unused = [name for name in ("scipy.optimize", "networkx", "torch.distributed.checkpoint") if name in sys.modules]
-from transformers.loss.loss_for_object_detection import linear_sum_assignment
-from torch._functorch._activation_checkpointing import graph_info_provider
-from transformers.distributed.checkpoint import HuggingFaceStorageReader
-unused += [] if HuggingFaceStorageReader("a folder").path.name == "a folder" else ["no reader"]
-print(unused, linear_sum_assignment([[1, 0], [0, 1]])[1].tolist(), graph_info_provider.nx.DiGraph().size())
+HELP = """
+import sys
+from moec.cli import VERBS, main
+for arguments in ([], ["--help"], ["--version"], ["completion", "bash"], *([verb, "--help"] for verb in VERBS)):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert not end.code, arguments
+    print("slow:", arguments, [name for name in ("torch", "transformers", "sympy") if name in sys.modules])
 """
 
 
-def test_inspect_imports_no_solver_and_no_graph_library_and_both_work_afterwards(mixtral: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", INSPECT, str(mixtral)], capture_output=True, text=True, timeout=300)
-    assert done.stdout.split("\n")[0] == "[] [1, 0] 0", done.stderr[-2000:]
+def test_no_help_imports_what_takes_seconds() -> None:
+    said = [line for line in _printed(HELP).splitlines() if line.startswith("slow:")]
+    assert len(said) == 4 + len(VERBS)
+    assert [line for line in said if not line.endswith(" []")] == []
+
+
+# what a command did and has imported; the counters are there before moec is
+DONE = """
+import sys
+from collections import Counter
+import torch.export
+done, unused, verb = Counter(), sys.argv[1].split(), sys.argv[2]
+
+def count(owner, name):
+    real = getattr(owner, name)
+    def counted(*args, **keywords):
+        done[name] += 1
+        return real(*args, **keywords)
+    setattr(owner, name, counted)
+
+count(torch.export, "export")
+if verb == "compile":
+    import onnxruntime
+    count(onnxruntime.InferenceSession, "__init__")
+from moec.cli import main
+try:
+    main(sys.argv[2:])
+except SystemExit as end:
+    assert not end.code
+print("done:", done["export"], done["__init__"], [name for name in unused if name in sys.modules])
+"""
+NEVER = "scipy.optimize networkx torch.distributed.checkpoint pandas matplotlib"
+
+
+# what was left out works when somebody needs it
+AFTERWARDS = """
+from transformers.loss.loss_for_object_detection import linear_sum_assignment
+from torch._functorch._activation_checkpointing import graph_info_provider
+from transformers.distributed.checkpoint import HuggingFaceStorageReader
+assert HuggingFaceStorageReader("a folder").path.name == "a folder"
+print(linear_sum_assignment([[1, 0], [0, 1]])[1].tolist(), graph_info_provider.nx.DiGraph().size())
+"""
+
+
+def test_inspect_captures_once_and_imports_no_backend_no_solver_and_no_graph_library(mixtral: Path) -> None:
+    unused = f"{NEVER} onnx onnxscript onnxruntime moec.compiler.compile moec.proof.verification moec.report.page"
+    printed = _printed(DONE + AFTERWARDS, unused, "inspect", str(mixtral))
+    assert printed.splitlines()[-2:] == ["done: 1 0 []", "[1, 0] 0"]
+
+
+def test_a_compile_traces_twice_and_opens_one_session(mixtral: Path, tmp_path: Path) -> None:
+    """The model, and the program that passes made of it; the proof and the report use one session of the engine."""
+    assert "done: 2 1 []" in _printed(DONE, NEVER, "compile", str(mixtral), "-o", str(tmp_path / "engine"))
+
+
+def _printed(code: str, *arguments: str) -> str:
+    """What a Python program writes, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

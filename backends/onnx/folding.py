@@ -6,6 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from moec.backends.onnx.rooted_rules import rooted
 from moec.backends.onnx.steps import Step
 from moec.backends.onnx.tensors import WeightTensor, add_initializer
 from moec.errors import MoecError
@@ -34,7 +35,7 @@ def fold_constants(model: ir.Model) -> None:
     import onnxscript.optimizer as optimizer
     import onnxscript.rewriter as rewriter
 
-    with swapped(rewriter, "_DEFAULT_REWRITE_RULES", _without_fusing(rewriter)):
+    with swapped(rewriter, "_DEFAULT_REWRITE_RULES", rooted(_without_fusing(rewriter))):
         optimizer.optimize_ir(
             model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, onnx_shape_inference=False
         )

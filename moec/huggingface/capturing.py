@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from moec.files import kept
 from moec.files.regular import file_hash
 from moec.frontend.export import capture
 from moec.frontend.imported_code import code_of
@@ -44,7 +45,7 @@ def captured(
         how: settings of the capture that are seen nowhere else.
     """
     key = ""
-    if isinstance(origin, ModelFolder):
+    if isinstance(origin, ModelFolder) and kept.folder() is not None:  # else nothing is kept
         with suppress(NotPlainError):  # a class whose code nobody can read
             key = _key(origin, model, weights, sample, dynamic, *how)
     found = recall_capture(key, text, weights, model) if key else None

@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from moec.backends.onnx.emit import MICROSOFT
+from moec.backends.onnx.rooted_rules import rooted
 from moec.backends.onnxruntime.optimization.half_norms import narrow_norms
 
 
@@ -56,14 +57,13 @@ def _rules() -> dict[str, Any]:
             )
 
     rule: Any = RmsNorm.rule
-    root = pattern.RewriteRule(_power, _reciprocal_root, _is_minus_half)
-    skips = [*skip_rms_normalization_ruleset.rules, *skip_layer_normalization_ruleset.rules]
-    return {
-        "root": pattern.RewriteRuleSet([root]),
-        "rms_norm": pattern.RewriteRuleSet([rule("rms_norm", _mul_order=order) for order in (False, True)]),
-        "skip_norm": pattern.RewriteRuleSet(skips),
-        "transposed_key": pattern.RewriteRuleSet([pattern.RewriteRule(_key_by_three, _key_at_once, _swaps_last_two)]),
+    rules = {
+        "root": [pattern.RewriteRule(_power, _reciprocal_root, _is_minus_half)],
+        "rms_norm": [rule("rms_norm", _mul_order=order) for order in (False, True)],
+        "skip_norm": [*skip_rms_normalization_ruleset.rules, *skip_layer_normalization_ruleset.rules],
+        "transposed_key": [pattern.RewriteRule(_key_by_three, _key_at_once, _swaps_last_two)],
     }
+    return {name: pattern.RewriteRuleSet(rooted(some)) for name, some in rules.items()}
 
 
 # ---------------------------------------------------------------------- x ** -0.5, as Gemma writes its norm

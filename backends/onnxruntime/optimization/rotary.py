@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from moec.backends.onnx.emit import MICROSOFT, take_place
+from moec.backends.onnx.rooted_rules import rooted
 from moec.backends.onnxruntime.optimization.reshapes import numbers_of, only_user, remove_if_unread, turns_heads
 
 
@@ -78,7 +79,7 @@ def _rules() -> Any:
         (_by_halves, _halves_at_once, _are_halves),
         (_by_pairs, _pairs_at_once, _are_pairs),
     )
-    return pattern.RewriteRuleSet([pattern.RewriteRule(*rule) for rule in rules])
+    return pattern.RewriteRuleSet(rooted(pattern.RewriteRule(*rule) for rule in rules))
 
 
 def _by_hand(
