@@ -69,7 +69,7 @@ def read_upcycled(program: Program, config: Any, dtype: torch.dtype | None = Non
 
 def _is_tied(router: Weight, groups: int) -> bool:
     """Whether the experts of each group have one and the same router row; reads the router."""
-    rows = router.load().unflatten(0, (groups, -1))
+    rows = router.load().view(groups, -1, router.shape[1])
     return bool((rows == rows[:, :1]).all())
 
 
