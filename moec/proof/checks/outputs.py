@@ -120,7 +120,7 @@ class Outputs(Check):
             "max|d|": f"{o.max_abs:.2e}",
             "mean|d|": f"{o.mean_abs:.2e}",
             "relative": f"{o.relative:.2e}",
-            "cosine": f"{o.cosine:.5g}",
+            "cosine": f"{o.cosine:.4g}",
         }
         if ranked:
             values["top-1"] = "–" if o.top1 is None else f"{100 * o.top1:.4g} %{hangs}"
