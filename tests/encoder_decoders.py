@@ -54,7 +54,19 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
          "expert_capacity": 3, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
          "tie_word_embeddings": False},
     ),
+    "nllb_moe": (
+        "NllbMoe",
+        {**_BART, "max_position_embeddings": 40, "num_experts": 4, "encoder_sparse_step": 1, "decoder_sparse_step": 1,
+         "moe_eval_capacity_token_fraction": 0.3},
+    ),
 }  # fmt: skip
+
+
+def _head(name: str) -> str:
+    return "ForSpeechToText" if name == "seamless" else "ForConditionalGeneration"
+
+
+ARCHITECTURES = {name: f"{kind}{_head(name)}" for name, (kind, _) in _KINDS.items()}
 
 
 def build(name: str) -> Any:
@@ -62,8 +74,7 @@ def build(name: str) -> Any:
     kind, settings = _KINDS[name]
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**settings)
-    head = "ForSpeechToText" if name == "seamless" else "ForConditionalGeneration"
-    model = getattr(transformers, f"{kind}{head}")(config).eval()
+    model = getattr(transformers, ARCHITECTURES[name])(config).eval()
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape) if parameter.dim() > 1 else parameter + 0.1
     model.generation_config.eos_token_id = None

@@ -1,6 +1,6 @@
 """The Dockerfile: what it copies is there and in the context, what it installs exists, and it names no host.
 
-No daemon builds it here: its commands were run in an empty environment, see docs/ci.md.
+No daemon builds it here: docs/ci.md says what was built of it, and how.
 """
 
 from __future__ import annotations

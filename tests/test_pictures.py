@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.pages import ROOT, links
+from tests.pages import PAGES, ROOT, links
 
 PICTURES = ROOT / "docs" / "pictures"
 
@@ -34,6 +34,14 @@ def test_a_picture_shows_the_results(pictures: ModuleType, name: str) -> None:
 def test_every_picture_is_tested_and_shown(pictures: ModuleType) -> None:
     shown = {Path(link).stem for link in links(ROOT / "docs" / "benchmarks.md") if link.startswith("pictures/")}
     assert shown == set(pictures.PICTURES) == {"decoder", "experts-block", "proof", "quality", "quantized-decoder"}
+
+
+def test_every_screenshot_is_shown_on_a_page_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT / "docs" / "scripts"), *sys.path])
+    taken = {f"pictures/{name}.png" for name in importlib.import_module("screenshots").PICTURES}
+    shown = {link for page in PAGES for link in links(page) if link.startswith("pictures/")}
+    assert taken <= shown == {f"pictures/{file.name}" for file in PICTURES.iterdir()}
+    assert sum(file.stat().st_size for file in PICTURES.glob("*.png")) < 500_000
 
 
 def test_newer_results_are_seen(pictures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from tests import zoo
+from tests import encoder_decoders, zoo, zoo_parts
 
 LAYERS, CONTEXT = 2, 64
 
@@ -320,8 +320,9 @@ def names(hybrid: bool = False) -> list[str]:
 
 
 def architecture(name: str) -> str:
-    """The class of a model, as its config names it; `name` may be one of the dense models that tests upcycle."""
-    known = zoo.architectures() | zoo.architectures(dense=True)
+    """The class of a model, as its config names it; `name` may be one of the dense models that tests upcycle, or one of
+    `tests/zoo_parts.py`."""
+    known = zoo.architectures() | zoo.architectures(dense=True) | encoder_decoders.ARCHITECTURES | zoo_parts.OWN_CODE
     return known[name] if name in known else {**_MOE, **_HYBRID, **_WITH_IMAGES}[name][1]
 
 
@@ -389,5 +390,9 @@ def build(name: str, seed: int | None = None) -> Any:
 
 def save(name: str, folder: Path, seed: int | None = None) -> str:
     """Write the random model as a Hugging Face folder; returns its path."""
+    if name in zoo_parts.OWN_CODE:
+        return zoo_parts.save_own_code(folder)
+    if name in encoder_decoders.ARCHITECTURES:
+        return str(encoder_decoders.save(name, folder))
     build(name, seed).save_pretrained(folder)
     return str(folder)

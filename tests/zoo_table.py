@@ -22,7 +22,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from tests import whole_zoo, zoo
+from tests import whole_zoo, zoo, zoo_parts
 from tests.cases import UPCYCLE
 
 FORMS = {"kernel": "MoE kernel", "kernel, portable routing": "MoE kernel, routing apart", "grouped": "grouped GEMM"}
@@ -38,6 +38,8 @@ GROUPS = {
     "Mixtures of experts": lambda: whole_zoo.names(),
     "Dense models with other states": lambda: whole_zoo.names(hybrid=True),
     "Dense models, upcycled": lambda: sorted(zoo.architectures(dense=True)),
+    "An encoder and a decoder": zoo_parts.names,
+    "With code of its own": lambda: sorted(zoo_parts.OWN_CODE),
 }
 
 
@@ -85,7 +87,8 @@ def measured(name: str, folder: Path) -> Row:
     refusal = ""
     try:
         try:
-            report = compiled(model, folder / "engine", UPCYCLE if name in zoo.architectures(dense=True) else "")
+            pipeline = UPCYCLE if name in zoo.architectures(dense=True) else ""
+            report = compiled(model, folder / "engine", pipeline, trust_remote_code=name in zoo_parts.OWN_CODE)
         except moec.MoecError as error:
             if TRIED not in error.fix:
                 raise
@@ -94,17 +97,18 @@ def measured(name: str, folder: Path) -> Row:
     except moec.MoecError as error:
         verdict = "failed" if error.exit_code == 70 else "refused"
         return Row(name, architecture, verdict, said=f"{error.code}: {error.what}".replace(str(folder), ""))
-    engine = moec.load(folder / "engine")
-    tried, said = trials(folder / "model", engine)
-    coverage = report.proof.coverage
+    engine, two = moec.load(folder / "engine"), name in zoo_parts.names()
+    tried, said = (zoo_parts.trials if two else trials)(folder / "model", engine)
+    reports = zoo_parts.reports_of(folder / "engine") if two else [report]
+    blocks = [block for each in reports for block in each.facts["blocks"]]
     return Row(
         name,
         architecture,
         ("alone" if refusal else "right") if tried <= BOUND else "wrong",
-        states_of(engine),
-        tuple(dict.fromkeys(FORMS.get(b["formulation"], b["formulation"]) for b in report.facts["blocks"])),
+        (zoo_parts.states_of if two else states_of)(engine),
+        tuple(dict.fromkeys(FORMS.get(b["formulation"], b["formulation"]) for b in blocks)),
         max(report.comparison.worst.deviation, tried),
-        (coverage.reached, coverage.total),
+        (sum(r.proof.coverage.reached for r in reports), sum(r.proof.coverage.total for r in reports)),
         refusal or said,
     )
 
@@ -113,7 +117,8 @@ def compiled(model: str, out: Path, pipeline: str, **more: Any) -> Any:
     """The report of a compile; a model of images is compiled for text alone, as the refusal of its inputs says."""
     import moec
 
-    seeing = "vision" in moec.open_source(model).parts()
+    trusted = bool(more.get("trust_remote_code"))
+    seeing = "vision" in moec.open_source(model, trust_remote_code=trusted).parts()
     leave_out = ["pixel_values*"] if seeing else []
     try:
         return moec.compile(model, pipeline=pipeline, out=out, leave_out=leave_out, **more)
@@ -169,13 +174,13 @@ def trials(folder: Path, engine: Any) -> tuple[float, str]:
 
 
 def eager(folder: Path) -> Any:
-    """The untouched model from its folder, in float32."""
+    """The untouched model from its folder, in float32; its own code is the tests'."""
     import torch
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
-    kind = getattr(transformers, config.architectures[0])
-    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    kind: Any = getattr(transformers, config.architectures[0], transformers.AutoModel)
+    return kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
 
 
 def _inputs(engine: Any, batch: int, length: int, generator: Any) -> dict[str, Any]:

@@ -96,7 +96,8 @@ def _speed(speeds: Sequence[Speed]) -> list[Tile]:
     newest = speeds[0]
     if "decode" in newest.phases:
         first, later = newest.phases["prefill"], newest.phases["decode"]
-        return [Tile("Speed", f"{later.per_s:,.1f}", f"tokens/s; the first token after {first.p50_ms:,.3g} ms")]
+        speed = f"{later.per_s:,.{0 if later.per_s >= 100 else 1}f}"
+        return [Tile("Speed", speed, f"tokens/s; the first token after {first.p50_ms:,.3g} ms")]
     phase = next(iter(newest.phases.values()))
     return [Tile("Speed", f"{phase.p50_ms:,.3g} ms", f"a pass, {newest.what}")]
 

@@ -39,7 +39,8 @@ class Circumstances:
     def machine(self) -> str:
         """The machine in a line."""
         gpus = "".join(f", {name}" for name in self.gpus)
-        return f"{self.processor}, {self.cores} cores, {self.memory_bytes / 2**30:.0f} GiB{gpus}, {self.system}"
+        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
+        return f"{self.processor}, {cores}, {self.memory_bytes / 2**30:.0f} GiB{gpus}, {self.system}"
 
     def __str__(self) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())

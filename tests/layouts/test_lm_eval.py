@@ -17,6 +17,7 @@ import pytest
 from tests.byte_tokenizer import write_tokenizer
 from tests.execution.test_generation import talkative
 
+pytestmark = [pytest.mark.serving, pytest.mark.slow]
 CHOICES = [("the cat", [" sat", " ran away", "?"]), ("1 2 3", [" 4", " 5 6"]), ("a", ["b", "bc", "bcd"])]
 PROSE = ["A router sends each token to two experts.", "The cat sleeps on the warm windowsill." * 3]
 ENDINGS = """\

@@ -1,8 +1,7 @@
 """optimum and sentence-transformers load engine folders as they are.
 
 optimum-onnx 0.1.0 needs transformers below 4.58, moec 5.20 or newer, so the clients run in an interpreter of their own:
-`MOEC_OPTIMUM_PYTHON=venv/bin/python`, in whose environment `sentence-transformers optimum-onnx[onnxruntime] torch` are
-installed.
+`make serving` makes it, and names it by `MOEC_OPTIMUM_PYTHON`.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from tests import nomic_moe
 
 PYTHON = os.environ.get("MOEC_OPTIMUM_PYTHON", "")
 pytestmark = [
+    pytest.mark.serving,
     pytest.mark.slow,
     pytest.mark.skipif(
         not PYTHON,

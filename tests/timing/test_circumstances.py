@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from moec.execution.machine import processor_name
@@ -13,4 +14,5 @@ def test_machine_versions_and_time_are_there() -> None:
     assert found.cores >= 1 and found.memory_bytes > 2**28 and found.processor == processor_name() != ""
     assert {"moec", "python", "torch", "runtime"} <= set(found.versions) and "cpu_capability" not in found.versions
     assert datetime.fromisoformat(found.at).tzinfo is not None
-    assert found.processor in str(found) and f"{found.cores} cores" in str(found) and "runtime 1.2" in str(found)
+    assert found.processor in str(found) and f"{found.cores} core" in str(found) and "runtime 1.2" in str(found)
+    assert ", 1 core, " in str(replace(found, cores=1)) and ", 2 cores, " in str(replace(found, cores=2))

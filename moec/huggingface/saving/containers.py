@@ -33,6 +33,8 @@ class Upcycled:
         experts, intermediate: E and I of all blocks.
         copies: whether all experts compute the same (up to cutting), so that only the sum of the weights matters.
         dtype: in which it will be stored.
+        tied: whether the experts of a group share a router row, as before training: the best experts are then those of
+            the best groups, and a router that knows no groups chooses them, too.
     """
 
     blocks: dict[int, UpcycledLayer]
@@ -42,6 +44,7 @@ class Upcycled:
     intermediate: int
     copies: bool
     dtype: torch.dtype
+    tied: bool = True
 
     @property
     def dense_layers(self) -> list[int]:
@@ -99,7 +102,12 @@ def slides(config: Any) -> set[bool]:
     )
 
 
-def _ties(model: Upcycled) -> str | None:
+def _groups(model: Upcycled) -> str | None:
+    if not model.tied:
+        return (
+            f"its router chooses among all experts, this one {model.routing.top_groups} of {model.routing.groups} "
+            "groups first, and training has made the rows of a group differ"
+        )
     # routers in the activations' dtype: in 16 bits the logits of two groups tie in about 1 % of the tokens, and shards
     # get mixed
     if model.routing.groups > 1 and model.dtype.itemsize < 4:
@@ -115,13 +123,13 @@ def _refuse_mixtral(config: Any, model: Upcycled) -> str | None:
         return "its attention has no biases (attention_bias)"
     if model.dense_layers:
         return f"all its layers have experts, but layers {model.dense_layers} are dense"
-    return _biases(config) or _ties(model)
+    return _biases(config) or _groups(model)
 
 
 def _refuse_qwen3_moe(config: Any, model: Upcycled) -> str | None:
     if len(slides(config)) > 1:
         return "its layers share one kind of attention, but some of these slide and some don't"
-    return _ties(model)
+    return _groups(model)
 
 
 def _refuse_glm4_moe(config: Any, model: Upcycled) -> str | None:

@@ -25,6 +25,7 @@ from moec.program.program import TRAINED, Program
 from moec.program.trainable import TrainableProgram
 from moec.weights.lazy import Weight
 
+UNTIED = "upcycle with granularity=1 before training, or save before training and train the checkpoint"
 _RECOGNITION = {"find-moe", "fuse-moe"}  # passes that leave a model what it is
 
 
@@ -97,7 +98,7 @@ def _plan_upcycled(program: Program, config: Any, dtype: torch.dtype | None) -> 
             "M206",
             f"the upcycled model has no place in transformers: {container}",
             program.source,
-            "compile it without saving, or change the pass",
+            "compile it without saving, or change the pass" if upcycled.tied else UNTIED,
         )
     target = target_config(config, container, upcycled)
     return target, plan_upcycled(program, target, container, upcycled)

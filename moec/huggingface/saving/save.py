@@ -86,8 +86,8 @@ def plan_hf(
     dtype: torch.dtype | None = None,
     hf_format: str = FORMATS[0],
 ) -> Planned:
-    """What `save_hf` writes, packed weights in their packed form. Reads no weight; raises M201 and M206 as `save_hf`
-    does."""
+    """What `save_hf` writes, packed weights in their packed form. Reads no weight but routers that choose groups.
+    Raises M201 and M206 as `save_hf` does."""
     if hf_format not in FORMATS:
         what, fix = f"there is no form {hf_format!r} of packed weights", did_you_mean(hf_format, FORMATS)
         raise MoecError("M201", what, "hf_format", fix)

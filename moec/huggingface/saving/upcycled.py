@@ -63,7 +63,14 @@ def read_upcycled(program: Program, config: Any, dtype: torch.dtype | None = Non
         intermediate=first.w_out.shape[2],
         copies=all(step.contract == "exact" and step.name not in (TRAINED, "merge") for step in program.history),
         dtype=dtype or first.w_in.dtype,
+        tied=rule.groups == 1 or all(_is_tied(block.router, rule.groups) for block, _ in found.values()),
     )
+
+
+def _is_tied(router: Weight, groups: int) -> bool:
+    """Whether the experts of each group have one and the same router row; reads the router."""
+    rows = router.load().view(groups, -1, router.shape[1])
+    return bool((rows == rows[:, :1]).all())
 
 
 def _refuse(program: Program, what: str, fix: str) -> MoecError:

@@ -89,6 +89,8 @@ class Outputs(Check):
         found = self.comparison
         lead = f"{found.candidate} beside {found.reference}, {found.samples} inputs."
         largest = "the largest difference, measured in standard deviations of the reference's output"
+        if found.max_rms is None and found.tolerance is None:
+            return f"{lead} What decides is the quality on a text; the first figure is {largest}."
         if found.max_rms is None:
             return f"{lead} The first figure decides: {largest}."
         row = "" if found.max_row is None else f", {found.max_row:g} for that of the worst row"
@@ -113,7 +115,7 @@ class Outputs(Check):
         allowed = self.comparison.deviation_of(o)
         values = {
             "max|d|/std": f"{o.deviation:.2e}",
-            "allowed": "–" if allowed is None else figure_of(allowed),
+            **({} if allowed is None else {"allowed": figure_of(allowed)}),
             **self._spread(o),
             "max|d|": f"{o.max_abs:.2e}",
             "mean|d|": f"{o.mean_abs:.2e}",

@@ -120,6 +120,31 @@ def test_a_wrong_expert_is_seen(tmp_path: Path) -> None:
     assert gap(logits(load(tmp_path / "out")), logits(model)) > TOLERANCE
 
 
+def trained(program: Program) -> Any:
+    """A program's module after one step of training."""
+    module = program.module(trainable=True)
+    ids = torch.randint(3, zoo.VOCAB, (4, 16), generator=torch.Generator().manual_seed(2))
+    module(input_ids=ids, labels=ids).loss.backward()
+    torch.optim.SGD(module.parameters(), lr=1.0).step()
+    return module
+
+
+def test_what_was_trained_is_what_is_saved(tmp_path: Path) -> None:
+    module = trained(upcycled(dense("llama")[1], "upcycle(experts=4)"))
+    assert save_hf(module, tmp_path / "out") == "mixtral"
+    trained_gap, dense_gap = (gap(logits(m), logits(module)) for m in (load(tmp_path / "out"), dense("llama")[0]))
+    assert trained_gap < TOLERANCE < dense_gap
+
+
+def test_groups_whose_rows_training_made_differ_have_no_place(tmp_path: Path) -> None:
+    """Mixtral chooses among all experts; the program chooses groups first. Without training that is the same."""
+    program = upcycled(dense("llama")[1], "upcycle(experts=4, granularity=2)")
+    with pytest.raises(MoecError, match="all experts, this one 1 of 4 groups") as caught:
+        save_hf(trained(program), tmp_path / "out")
+    assert "granularity=1" in caught.value.fix and list(tmp_path.iterdir()) == []
+    assert save_hf(program, tmp_path / "before") == "mixtral"
+
+
 def test_the_program_is_what_is_saved_even_where_it_is_not_the_dense_model(tmp_path: Path) -> None:
     model, program = dense("qwen3")
     program = upcycled(program, "upcycle(reinit=0.5)")

@@ -50,6 +50,12 @@ def test_what_decides_about_approximate_passes_is_said() -> None:
         far.require()
 
 
+def test_where_a_text_decides_no_bound_is_named() -> None:
+    check = Outputs(replace(CHECK.comparison, tolerance=None), approximate=True)
+    assert check.ok and "allowed" not in check.figures()[0].values and "allowed" in CHECK.figures()[0].values
+    assert "quality on a text" in check.note and "decides: the largest" in CHECK.note
+
+
 def test_every_bound_that_decides_is_named_and_the_cache_s_worst_is_by_it() -> None:
     few, many = (replace(GOOD, name=f"present.{k}.key", top1=None, top1_undecided=None) for k in (0, 1))
     few, many = replace(few, deviation=1.8, rms=0.1, row=0.2), replace(many, deviation=1.0, rms=0.3, row=0.9)
