@@ -74,7 +74,7 @@ def _projected(module: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 def _of_groups(module: Any, mean: Tensor) -> Tensor:
     """The mean over the queries that share a key, `[B, S, key heads, D]`."""
-    return mean.unflatten(2, (-1, module.num_key_value_groups)).mean(3)
+    return mean.reshape(*mean.shape[:2], -1, module.num_key_value_groups, mean.shape[-1]).mean(3)
 
 
 def _held(module: Any, hidden: Tensor, cache: Any) -> tuple[Tensor | None, Tensor | None]:
@@ -123,7 +123,8 @@ def _calls(own: Any, adapted: Any, hidden: Tensor) -> list[tuple[Tensor, Tensor]
     caches = [DynamicCache(), DynamicCache()]
     for held in caches:
         held.layers = [LinearAttentionLayer()]
-    found, start = [], 0
+    found: list[tuple[Tensor, Tensor]] = []
+    start = 0
     for length in _CALLS:
         part = hidden[:, start : start + length]
         found += zip(adapted(part, caches[0]), own(part, caches[1]), strict=True)
