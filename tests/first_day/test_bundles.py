@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -80,6 +81,24 @@ def test_one_architecture_s_machine_code_stays() -> None:
     assert b"b" * 16 in library and b"c" * 8 in library and library.endswith(b"end")
     with pytest.raises(SystemExit, match="no code for sm_70"):
         keep(library, 70)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_code_of_small_floats_alone_goes(compressed: bool) -> None:
+    from first_day_pack import keep
+
+    def image(*kernels: str) -> bytes:
+        code = b"".join(b".text." + name.encode() + bytes(8) for name in kernels)
+        return (
+            subprocess.run(["zstd", "-cq"], input=code, capture_output=True, check=True).stdout if compressed else code
+        )
+
+    if compressed and not shutil.which("zstd"):
+        pytest.skip("the program zstd is not on this machine")
+    small, mixed, none = image("gemm_e4m3", "moe_nv_fp4"), image("gemm_e4m3", "gemm_half"), image()
+    library = bytearray(b"".join(fat_binary((2, 90, code)) for code in (small, mixed, none)))
+    assert keep(library, 90) == {90: len(mixed) + len(none)}
+    assert small not in library and mixed in library
 
 
 def test_wheels_of_a_bundle_are_unpacked_and_moec_is_whole(tmp_path: Path) -> None:
