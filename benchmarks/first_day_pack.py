@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import mmap
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -80,8 +81,10 @@ def images(code: bytes | mmap.mmap) -> Iterator[Image]:
 
 def is_needed(code: bytes) -> bool:
     """Whether an image has a kernel without floats of 8 or 4 bits, or none that it names."""
-    if code.startswith(ZSTD):
-        code = subprocess.run(["zstd", "-dcq"], input=code, capture_output=True, check=False).stdout  # zeros behind it
+    if code.startswith(ZSTD):  # it may end in zeros, of which zstd complains once all is said
+        code = subprocess.run(["zstd", "-dcq"], input=code, capture_output=True, check=False).stdout
+        if not code.startswith(b"\x7fELF"):
+            return True
     names = set(KERNELS.findall(code))
     return not names or not all(SMALL_FLOATS.search(name) for name in names)
 
@@ -98,6 +101,8 @@ def keep(code: bytearray | mmap.mmap, sm: int) -> Counter[int]:
     if not own:
         raise SystemExit(f"no code for sm_{sm}; there is some for {sorted({i.sm for i in found})}")
     stay = [i for i in own if is_needed(bytes(code[i.start : i.start + i.size]))]
+    if not stay:
+        raise SystemExit(f"of the code for sm_{sm} nothing is needed, as its names have it")
     for image in found:
         if image not in stay:
             code[image.start : image.start + image.size] = bytes(image.size)
@@ -154,6 +159,8 @@ def main() -> None:
     parser.add_argument("--sm", type=int, default=90, help="compute capability, 90 for 9.0")
     parser.add_argument("--python", default="3.12", help="the other machine's")
     options = parser.parse_args()
+    if not shutil.which("zstd"):
+        raise SystemExit("the program zstd is needed, which reads images of machine code: apt install zstd")
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     kernels, engines = PACKED / "kernels", PACKED / "engines"

@@ -14,7 +14,7 @@ from moec.program.program import Program
 from moec.recognition.router_place import RouterPlace, find_router
 from moec.recognition.router_region import NotARouter
 
-_FIX = "make the rows differ: add noise of 1e-3 of their spread to one, and compile again"
+_FIX = "or make the rows differ: add noise of 1e-3 of their spread to one, and compile again"
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def explained_by_ties(program: Program) -> Iterator[None]:
         tied = next(filter(None, map(_tied, _routers(program))), "") if error.code == "M101" else ""
         if not tied:
             raise
-        raise MoecError("M101", f"{error.what}; {tied}", error.where, _FIX) from error
+        raise MoecError("M101", f"{error.what}; {tied}", error.where, f"{error.fix}; {_FIX}") from error
 
 
 def _routers(program: Program) -> Iterator[RouterPlace]:
@@ -37,13 +37,17 @@ def _routers(program: Program) -> Iterator[RouterPlace]:
 
 
 def _tied(router: RouterPlace) -> str:
-    """What to say of equal rows; empty where there are none, or where all experts are chosen anyway."""
+    """What to say of equal rows; empty where there are none, where all experts are chosen anyway, or where groups of
+    experts share a row each, of which all are taken (`upcycle` with a granularity)."""
     if router.top_k >= router.experts:
         return ""
     rows = router.weight.load().double()
     if router.bias is not None:
         rows = torch.cat([rows, router.bias.load().double().reshape(-1, 1)], 1)
     places = torch.unique(rows, dim=0, return_inverse=True)[1].tolist()  # type: ignore[no-untyped-call]
+    alike = {places.count(place) for place in places}
+    if len(alike) == 1 and router.top_k % alike.pop() == 0:
+        return ""
     pair = next(((places.index(n), k) for k, n in enumerate(places) if places.index(n) < k), None)
     if pair is None:
         return ""

@@ -24,13 +24,12 @@ from moec.program.program import Program
 from moec.proof.digits import at_most
 from moec.quantization.grid import Grid
 from moec.quantization.rounding import encode
-from moec.quantization.small_floats import overall_of, quantize_floats
+from moec.quantization.small_floats import quantize_floats
 from moec.recognition.weight_roles import PACKED
 from moec.weights.lazy import Weight
 
 ROUNDED = 1.01  # times the error of rounding to nearest; more only by what the figures' own rounding adds
 FITTED = 2.5  # the same for what data moved
-_IN_COMMON = 256.0  # times its own number, see `moec.quantization.small_floats.overall_of`
 _SCALE = {8: 0.005, 4: 0.03, 3: 0.1, 2: 0.35}  # by how much the scale of such a matrix may be off, by width
 
 
@@ -158,18 +157,9 @@ def _integer_pairs(node: fx.Node, parts: list[Weight], source: Weight, bits: int
 
 def _float_pairs(node: fx.Node, parts: list[Weight], source: Weight) -> Iterator[Iterator[Triple]]:
     unpack: Any = partial(torch.ops.moec.dequantize_float, **node.kwargs)
-    near = quantize_floats(source, str(node.kwargs["format"]), _in_common(parts, source)).parts()
+    near = quantize_floats(source, str(node.kwargs["format"])).parts()
     whole = [unpack(*(p.load() for p in own)) for own in (parts, near)]
     yield from _matrices(source, lambda a, b: (source.read(a, b), whole[0][a:b], whole[1][a:b]))
-
-
-def _in_common(parts: list[Weight], source: Weight) -> Weight | None:
-    """The number for the whole weight where it may be one that others have, too: it reaches at least this weight's
-    largest number, and leaves its scales within what E4M3 has."""
-    if len(parts) < 3:
-        return None
-    given, own = float(parts[2].load()), float(overall_of([source]).load())
-    return parts[2] if own <= given <= _IN_COMMON * own else None
 
 
 def _matrices(source: Weight, rows: Any) -> Iterator[Iterator[Triple]]:

@@ -12,6 +12,7 @@ import moec
 from moec.compiler.tied_routers import explained_by_ties
 from moec.errors import MoecError
 from moec.pipeline.pipeline import Pipeline
+from tests import zoo
 from tests.mixtures import Loop, mixture, source_of
 
 UNEQUAL = MoecError("M101", "the engine differs", "output", "find the cause")
@@ -40,6 +41,15 @@ def test_an_engine_that_takes_the_other_expert_is_explained_and_noise_is_a_way_o
         moec.compile(tied(), out=tmp_path / "tied", **how)
     assert caught.value.code == "M101" and "tie" in caught.value.what and "noise of 1e-3" in caught.value.fix
     moec.compile(tied(1e-3), out=tmp_path / "engine", **how)
+
+
+def test_shards_of_one_network_share_a_row_and_are_taken_together(tmp_path: Path) -> None:
+    with pytest.raises(MoecError) as caught:
+        moec.compile(
+            zoo.build("llama"), out=tmp_path / "e", tolerance=1e-12,
+            pipeline="upcycle(experts=4, top_k=2, granularity=2)",
+        )  # fmt: skip
+    assert caught.value.code == "M101" and "tie" not in caught.value.what and "noise" not in caught.value.fix
 
 
 def test_another_error_and_another_router_stay_as_they_are() -> None:

@@ -88,7 +88,7 @@ def test_code_of_small_floats_alone_goes(compressed: bool) -> None:
     from first_day_pack import keep
 
     def image(*kernels: str) -> bytes:
-        code = b"".join(b".text." + name.encode() + bytes(8) for name in kernels)
+        code = b"\x7fELF" + b"".join(b".text." + name.encode() + bytes(8) for name in kernels)
         return (
             subprocess.run(["zstd", "-cq"], input=code, capture_output=True, check=True).stdout if compressed else code
         )
