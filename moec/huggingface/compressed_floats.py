@@ -1,12 +1,14 @@
 """Small floats in the compressed-tensors form, FP8 and NVFP4: read as the numbers that they stand for.
 
 The tensors are said in `moec.huggingface.saving.float_tensors`. FP8 may have one scale for the whole weight, too. The
-weights become plain ones, exactly; let moec quantize them if they are to be small. Another writer's form of the same
-numbers has a global scale that is the inverse of this one: it is told by its name (`weight_scale_2`), and not read.
+weights become plain ones, products in the dtype of their scales; let moec quantize them if they are to be small.
+Another writer's form of the same numbers has a global scale that is the inverse of this one: it is told by its name
+(`weight_scale_2`), and not read.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +22,7 @@ from moec.weights.lazy import Weight, rowwise
 FORMS = {"fp8": "naive-quantized", "nvfp4": "nvfp4-pack-quantized"}
 FP8_FORMS = ("naive-quantized", "float-quantized")  # of which the latter's writers round activations as well
 PACKED, SCALE, GLOBAL = "_packed", "_scale", "_global_scale"
-_E4M3 = torch.float8_e4m3fn
+E4M3 = torch.float8_e4m3fn
 _AGAIN = "download the files again"
 
 
@@ -42,9 +44,12 @@ def decode_floats(stored: Mapping[str, Weight]) -> dict[str, Weight]:
     Raises:
         MoecError: M205 when tensors are missing or do not fit each other.
     """
-    fp8 = [name for name, weight in stored.items() if weight.dtype == _E4M3 and not name.endswith(SCALE)]
+    fp8 = [name for name, weight in stored.items() if weight.dtype == E4M3 and not name.endswith(SCALE)]
     nvfp4 = [name.removesuffix(GLOBAL) for name in stored if name.endswith(f"weight{GLOBAL}")]
     spent = {base + ending for base in (*fp8, *nvfp4) for ending in (PACKED, SCALE, GLOBAL)}
+    if not fp8 and not nvfp4:
+        what, where = "config.json says that weights are small floats, but no tensor is one", "model.safetensors"
+        raise MoecError("M205", what, where, _AGAIN)
     plain = {name: weight for name, weight in stored.items() if name not in {*spent, *fp8}}
     return {
         **plain,
@@ -55,9 +60,10 @@ def decode_floats(stored: Mapping[str, Weight]) -> dict[str, Weight]:
 
 def _from_fp8(name: str, stored: Mapping[str, Weight]) -> Weight:
     codes, scale = stored[name], stored.get(name + SCALE)
-    if scale is None or scale.shape not in ((codes.shape[0], 1), (1,), ()):
+    rows = (*codes.shape[:-1], 1)
+    if scale is None or (scale.shape != rows and math.prod(scale.shape) != 1):
         raise _misfit(name, codes, "none" if scale is None else list(scale.shape))
-    if scale.shape == (codes.shape[0], 1):
+    if scale.shape == rows:
         return rowwise("fp8", lambda c, s: c.to(s.dtype) * s, codes, scale)
     return rowwise("fp8", lambda c: c.to(scale.dtype) * scale.load().reshape(()).to(c.device), codes)
 
@@ -68,11 +74,11 @@ def _from_nvfp4(base: str, stored: Mapping[str, Weight]) -> Weight:
     if codes is None or codes.dtype != torch.uint8 or scale is None or inverse.shape not in ((1,), ()):
         raise _misfit(base, codes or inverse, "none" if scale is None else list(scale.shape))
     out, half = codes.shape
-    if scale.dtype != _E4M3 or scale.shape != (out, half // 8) or half % 8:
+    if scale.dtype != E4M3 or scale.shape != (out, half // 8) or half % 8:
         raise _misfit(base, codes, list(scale.shape))
 
     def numbers(values: Tensor, steps: Tensor) -> Tensor:
-        overall = (1 / inverse.load().double()).float().reshape(()).to(values.device)
+        overall = (1 / inverse.load().float()).reshape(()).to(values.device)
         return dequantize_float(values, steps.view(torch.uint8), overall, format="nvfp4")
 
     return rowwise("nvfp4", numbers, codes, scale)

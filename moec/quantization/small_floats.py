@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moec.dialect.dequantize_float import FORMATS as FORMATS
 from moec.dialect.dequantize_float import GRID, LARGEST
+from moec.weights.lazy import whole
 from moec.weights.weight import FloatCodes, Weight
 
 BLOCK = 16  # of nvfp4; the format knows no other
@@ -58,9 +59,20 @@ def quantize_floats(weight: Weight, kind: str, overall: Weight | None = None) ->
 
 
 def overall_of(weights: Sequence[Weight]) -> Weight:
-    """The number `[]` of `nvfp4` that serves all of these weights."""
+    """The number `[]` of `nvfp4` that serves all of these weights. Files of other engines hold its inverse: of the
+    numbers nearby it is one that the inverse of the inverse is."""
     dtype = torch.promote_types(weights[0].dtype, torch.float32)
-    return _common(weights, LARGEST["fp8"] * LARGEST["nvfp4"], dtype, "overall")
+    largest = _common(weights, LARGEST["fp8"] * LARGEST["nvfp4"], dtype, "largest")
+    return whole("overall", _returning, largest)
+
+
+def _returning(number: Tensor) -> Tensor:
+    for _ in range(8):  # two are enough for all that were tried
+        back = 1 / (1 / number)
+        if number.device.type == "meta" or torch.equal(back, number):
+            break
+        number = back
+    return number
 
 
 def bits_of(kind: str) -> int:

@@ -33,6 +33,18 @@ def test_fp8_has_one_scale_a_row_or_one_for_all(shape: tuple[int, ...], dtype: t
     assert torch.equal(found[NAME].read(2, 5), want[2:5])
 
 
+@pytest.mark.parametrize("shape", [(3, 6, 1), (1, 1)])
+def test_fp8_of_a_stack_and_of_one_number_in_brackets(shape: tuple[int, ...]) -> None:
+    codes, scale = numbers(3, 6, 32).to(E4M3), numbers(*shape).abs() + 0.1
+    found = decode_floats({NAME: from_tensor(codes, "codes"), **stored(_scale=scale)})
+    assert torch.equal(found[NAME].load(), codes.float() * scale)
+
+
+def test_floats_that_are_none_are_refused() -> None:
+    with pytest.raises(MoecError, match="no tensor is one"):
+        decode_floats({NAME: from_tensor(torch.ones(6, 32), "plain"), **stored(_scale=torch.ones(6, 1))})
+
+
 def test_the_global_scale_of_nvfp4_divides() -> None:
     codes, steps = torch.arange(96, dtype=torch.uint8).reshape(6, 16), numbers(6, 2).abs().to(E4M3)
     parts = {"_packed": codes, "_scale": steps, "_global_scale": torch.tensor([4.0])}

@@ -18,11 +18,13 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.huggingface.checkpoint_format import CheckpointFormat
 from moec.huggingface.compressed_floats import FORMS, FP8_FORMS, decode_floats, why_not_floats
+from moec.huggingface.compressed_floats import PACKED as PACKED
+from moec.huggingface.compressed_floats import SCALE as SCALE
 from moec.weights.lazy import Weight, cast, columns, decoded, rowwise, whole
 from moec.weights.weight import PackedWeight
 
 METHOD, FORMAT = "compressed-tensors", "pack-quantized"
-PACKED, SCALE, ZERO, SHAPE, ORDER = "_packed", "_scale", "_zero_point", "_shape", "_g_idx"
+ZERO, SHAPE, ORDER = "_zero_point", "_shape", "_g_idx"
 BITS = (2, 4, 8)
 STRATEGIES = ("group", "channel")  # a scale for every so many inputs, or for each row
 LONGEST = 128  # of the groups that are kept as they are: runtimes have no kernels for longer ones
@@ -68,7 +70,7 @@ def _why_not_group(name: str, group: Any, default: str) -> str:
     kind, weights = group.get("format") or default, group["weights"]
     floats = weights.get("type") == "float" and kind in (*FP8_FORMS, FORMS["nvfp4"])
     if kind != FORMAT and not floats:
-        known = (FORMAT, *(f"{form} of floats" for form in FORMS.values()))
+        known = (FORMAT, *(f"{form} of floats" for form in (*FP8_FORMS, FORMS["nvfp4"])))
         return f"the format of {name} is {kind!r}; of this method moec reads {', '.join(map(repr, known))}"
     if group.get("input_activations") or group.get("output_activations"):
         return f"{name} quantizes activations too"

@@ -12,17 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.huggingface.compressed_floats import FORMS, GLOBAL, SCALE
-from moec.huggingface.formats.compressed_tensors import PACKED
+from moec.huggingface.compressed_floats import E4M3, FORMS, GLOBAL, PACKED, SCALE
 from moec.huggingface.saving.schemes import FUSED, Scheme
 from moec.weights.lazy import Weight, rowwise, whole
 from moec.weights.weight import FloatCodes
 
-E4M3 = torch.float8_e4m3fn
 _TOGETHER = (*FUSED.values(), ("w1", "w3"))  # the latter in an expert of Mixtral
 
 
@@ -33,7 +30,7 @@ def float_tensors(name: str, coded: FloatCodes) -> dict[str, Weight]:
         scale = whole(f"repeat[{rows}]", lambda one: one.reshape(1, 1).repeat(rows, 1), coded.scale)
         return {name: rowwise("e4m3", _e4m3, coded.codes), name + SCALE: scale}
     assert coded.overall is not None
-    inverse = whole("inverse", lambda one: (1 / one.double()).float().reshape(1), coded.overall)
+    inverse = whole("inverse", lambda one: (1 / one.float()).reshape(1), coded.overall)
     return {name + PACKED: coded.codes, name + SCALE: rowwise("e4m3", _e4m3, coded.scale), name + GLOBAL: inverse}
 
 
@@ -67,14 +64,14 @@ def form_of(scheme: Scheme) -> str:
 def check_common(stored: Mapping[str, Weight], where: str) -> None:
     """Raise M206 when weights in `nvfp4` that servers compute as one have several numbers for the whole weight, of
     which servers take the largest for all."""
-    overall: dict[tuple[str, int], set[int]] = {}
+    overall: dict[tuple[str, int], dict[int, Weight]] = {}
     for name, weight in stored.items():
         path, _, leaf = name.removesuffix(".weight").rpartition(".")
         for one, parts in enumerate(_TOGETHER):
             if leaf in parts and isinstance(weight.coded, FloatCodes) and weight.coded.overall is not None:
-                overall.setdefault((path, one), set()).add(id(weight.coded.overall))
+                overall.setdefault((path, one), {})[id(weight.coded.overall)] = weight.coded.overall
     for (path, one), numbers in overall.items():
-        if len(numbers) > 1:
+        if len(numbers) > 1 and len({float(number.load()) for number in numbers.values()}) > 1:
             what = f"{', '.join(_TOGETHER[one])} of {path}, which servers compute as one, have several global scales"
             fix = "quantize them in one pass, and alike"
             raise MoecError("M206", f"cannot save the program as a quantized checkpoint: {what}", where, fix)
