@@ -37,7 +37,7 @@ CODES: dict[str, str] = {
     "M113": "The engine was proven, but nothing has run it on the hardware that it is for, and --require-run asks for "
     "that.",
     "M201": "The command line, a pipeline text or a configuration file is not of the form that moec reads.",
-    "M202": "No pass, target, preset, layout, format or device has this name.",
+    "M202": "No pass, target, preset, format, device or link has this name.",
     "M203": "The configuration of a pass is not valid for this model.",
     "M204": "The source of the model could not be read.",
     "M205": "A safetensors file is missing, truncated, or lacks a weight that the model needs.",
