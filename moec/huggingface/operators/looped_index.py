@@ -178,5 +178,5 @@ def _cache() -> Any:
     from transformers.cache_utils import DynamicCache, DynamicIndexedLayer
 
     cache = DynamicCache()
-    cache.layers.append(DynamicIndexedLayer())
+    cache.layers.append(DynamicIndexedLayer())  # type: ignore[no-untyped-call]
     return cache
