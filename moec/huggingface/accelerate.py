@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -11,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from moec.errors import MoecError
-from moec.huggingface.accelerated_weights import IMPLEMENTATION, arrange, lay_rows, own_order_only
+from moec.huggingface.accelerated_weights import (
+    ELSE,
+    IMPLEMENTATION,
+    arrange,
+    is_accelerated,
+    lay_rows,
+    own_order_only,
+)
 from moec.huggingface.operators.experts import in_interface, refuse
 from moec.huggingface.operators.gate import Gate, identify
 from moec.kernels.checks import DTYPES, check_ids
@@ -30,8 +38,9 @@ def accelerate(model: _Model, *, check: bool = False, tune: float = 0.0) -> _Mod
     The model stays what it was: it can be called, compiled, exported, captured in a CUDA graph (after a first call, in
     which the kernels are compiled), trained (the backward is a plain one) and saved. Weights are not copied. Those of
     gpt-oss, whose rows are interleaved, are put in order, one block after the other: its `state_dict` still shows them
-    as they were and `load_state_dict` takes them so, but it cannot go back to another experts implementation. On a CPU
-    matrices that lie transposed are turned in memory, too, and keep their shapes.
+    as they were and `load_state_dict` takes them so, but it cannot go back to another experts implementation (M206). On
+    a CPU matrices that lie transposed are turned in memory, too, and keep their shapes. Another model that shares the
+    config object keeps the experts implementation that it had.
 
     On a CPU the model may change its dtype and be moved afterwards. What the kernels for CPUs do not take (float16,
     float64, rows that no longer lie in one piece, weights that came back from CUDA) is computed right, in plain PyTorch
@@ -85,7 +94,9 @@ def accelerate(model: _Model, *, check: bool = False, tune: float = 0.0) -> _Mod
         if not hasattr(module, "_moec_before"):
             module._moec_before = module.register_forward_pre_hook(_before())
     interface: Any = model
-    interface.set_experts_implementation(IMPLEMENTATION)
+    names = {key: _name(chosen) for key, chosen in interface.get_experts_implementation().items()}
+    _register(names.values())
+    interface.set_experts_implementation(names)
     if tune and not on_cpu:
         _tune(list(found.values()), tune)
     return model
@@ -107,10 +118,19 @@ def _tune(modules: list[Any], seconds: float) -> None:
         adopt(tuning.tune(list(blocks.values()), seconds=seconds, tell=lambda line: print(line, file=sys.stderr)))
 
 
-def _register() -> None:
+def _register(names: Iterable[str] = ()) -> None:
+    """Make the implementation known under its own name, and beside each one that a config may have had before."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-    ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _forward)
+    others = [name for name in ALL_EXPERTS_FUNCTIONS.valid_keys() if not is_accelerated(name)]
+    for name in (IMPLEMENTATION, *map(_name, ("eager", *others)), *names):
+        ALL_EXPERTS_FUNCTIONS.register(name, _forward)
+
+
+def _name(chosen: str | None) -> str:
+    """How a config says that its experts are accelerated, and what they were before: a plain word, so that it is
+    copied and pickled with the config, and is written into no file."""
+    return chosen if chosen and is_accelerated(chosen) else f"{IMPLEMENTATION}{ELSE}{chosen or 'eager'}"
 
 
 class _Before:
@@ -138,6 +158,9 @@ def _gates(found: dict[str, Any]) -> dict[str, Gate]:
             raise refuse(path, module, "normalises the output of each expert, which the kernels do not")
         if module._is_expert_parallel:
             raise refuse(path, module, "is one rank of an expert-parallel model")
+        if hasattr(module, "_moec_gate"):
+            gates[path] = module._moec_gate
+            continue
         key = type(module), id(module.config), repr(getattr(module, "act_fn", None))
         if key not in known:
             known[key] = identify(
@@ -195,11 +218,20 @@ def _operands(self: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     )
 
 
+def _before_it(module: Any) -> Callable[..., Tensor]:
+    """What transformers called for a module before a model with the same config was accelerated."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    chosen, own = module.config._experts_implementation.partition(ELSE)[2], type(module).forward.__wrapped__
+    found: Callable[..., Tensor] = ALL_EXPERTS_FUNCTIONS.get_interface(chosen or "eager", own)
+    return found
+
+
 def _forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The experts implementation: what transformers calls in place of the module's own forward. Of a model that was not
-    accelerated, but shares the config object with one that was, that forward is called."""
+    accelerated, but shares the config object with one that was, the implementation is called that it had before."""
     if not hasattr(self, "_moec_gate"):
-        untouched: Tensor = type(self).forward.__wrapped__(self, hidden_states, top_k_index, top_k_weights)
+        untouched: Tensor = _before_it(self)(self, hidden_states, top_k_index, top_k_weights)
         return untouched
     w_in, w_out, bias_in, bias_out = _operands(self)
     ids = top_k_index if top_k_index.dtype == torch.int64 else top_k_index.to(torch.int64)

@@ -12,6 +12,7 @@ from moec.errors import MoecError
 from moec.huggingface.operators.gate import Gate, Order, canonical, stored
 
 IMPLEMENTATION = "moec-kernels"
+ELSE = ", else "  # behind it stands what other models with the same config go on with
 
 
 def arrange(module: Any, gate: Gate, arranged: set[int]) -> None:
@@ -33,16 +34,37 @@ def arrange(module: Any, gate: Gate, arranged: set[int]) -> None:
         module.register_state_dict_post_hook(_as_stored)
         module.register_load_state_dict_pre_hook(_as_computed)
         module._moec_rearranged = True
+        module._apply_gate = OtherOrder(type(module).__name__)
     module._moec_gate, module._moec_first = gate, first
+
+
+def is_accelerated(chosen: str) -> bool:
+    """Whether this name of an experts implementation is moec's."""
+    return chosen.partition(ELSE)[0] == IMPLEMENTATION
 
 
 def own_order_only(module: Any) -> None:
     """Raise M206 where another implementation would read rows that were put in order as if they lay interleaved."""
     chosen = module.config._experts_implementation
-    if chosen != IMPLEMENTATION and hasattr(module, "_moec_rearranged"):
-        what = f"moec.accelerate has put the rows of this block in order, and {chosen!r} reads them as they were"
-        fix = "load the model anew, or call moec.accelerate(model) again"
-        raise MoecError("M206", what, type(module).__name__, fix)
+    if not is_accelerated(chosen) and hasattr(module, "_moec_rearranged"):
+        raise _other_order(type(module).__name__, repr(chosen))
+
+
+class OtherOrder:
+    """The gate of a block whose rows were put in order: refuses. The kernels have a rule for it, so whoever calls it is
+    another implementation, also one that was reached through `experts.forward`, past the hooks of a module."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, _both: Tensor) -> Tensor:
+        """Raises M206."""
+        raise _other_order(self.name, "another experts implementation")
+
+
+def _other_order(name: str, reader: str) -> MoecError:
+    what = f"moec.accelerate has put the rows of this block in order, and {reader} reads them as they were"
+    return MoecError("M206", what, name, "load the model anew, or call moec.accelerate(model) again")
 
 
 def lay_rows(module: Any) -> None:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from moec.errors import MoecError
 from moec.planning.shape import Part, Tensor
 from moec.registry import did_you_mean
+
+
+class Packed(Protocol):
+    """How wide engines on a device hold integers that a pass has packed."""
+
+    def width(self, tensor: Tensor) -> int:
+        """Bits of a number once the engine is loaded; 0 for what is packed in no integers."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Format:
         plain: what stays unquantized, in bits a number: routers, norms, biases, embeddings.
         state_bits: of a number that a token leaves in the state of a layer, scales counted; see `STATES`.
         apart: parts whose matrices are stored in another way.
-        unpacks: widths of integers that a pass has packed and an engine unpacks to plain numbers when it loads them.
+        packed: how wide an engine holds what a pass has packed; None: as it is packed.
     """
 
     name: str
@@ -36,7 +44,7 @@ class Format:
     plain: int = 16
     state_bits: float = 16
     apart: tuple[tuple[Part, Format], ...] = ()
-    unpacks: tuple[int, ...] = ()
+    packed: Packed | None = None
 
     def matrix_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a matrix, or of a stack of them `[E, out, in]`; a vector stays plain."""
@@ -103,9 +111,15 @@ def stored_bytes(tensors: Iterable[Tensor], format: Format) -> dict[Part, int]:
     for tensor in tensors:
         plain = tensor.part in _PLAIN or len(tensor.shape) < 2
         size = tensor.count * format.plain // 8 if plain else apart.get(tensor.part, format).matrix_bytes(tensor.shape)
-        if tensor.codes and tensor.bits in format.unpacks:
-            size = tensor.count * format.plain // 8
-        elif tensor.codes:
-            size = tensor.codes + tensor.scales * format.plain // 8
+        if tensor.codes:
+            size = _packed_bytes(tensor, format)
         found[tensor.part] = found.get(tensor.part, 0) + size
     return found
+
+
+def _packed_bytes(tensor: Tensor, format: Format) -> int:
+    width = format.packed.width(tensor) if format.packed else tensor.bits
+    if format.packed and width >= format.plain:
+        return tensor.count * format.plain // 8  # unpacked: no scales are left
+    codes = tensor.codes * width // tensor.bits if width else tensor.codes
+    return codes + tensor.scales * format.plain // 8

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from moec.planning.cpu_forms import FULL, Forms, forms_of, head_form
+from moec.planning.cpu_forms import BITS, FULL, Forms, HeldPacked, forms_of, head_form
 from moec.planning.devices import Device, find_device
 from moec.planning.formats import FORMATS, Format
 from moec.planning.load import UNIFORM, Load
@@ -41,14 +41,14 @@ class ThisMachine(Device, frozen=True, kw_only=True):
 
     def held(self, format: Format) -> Format:
         """How an engine here holds weights of a format, matrices, experts and head each in its form: what is no
-        integer in 32 bits, 8 bits unpacked where nothing may be rounded."""
-        forms, format = self.forms(format), replace(format, unpacks=() if self.rounded else (8,))
+        integer in 32 bits; what a pass has packed is as wide as its own form."""
+        forms, format = self.forms(format), replace(format, packed=HeldPacked(self.rounded))
         if forms is None and format.name in FORMATS:
             return format  # what no engine here computes in has no time either
         if forms is None:  # a recipe: what it leaves is no integer
             return _stored(format, FULL)
         matrices, experts, head = (_stored(FORMATS[format.name], form) for form in (*forms, head_form(forms[0])))
-        return replace(matrices, apart=(("routed experts", experts), ("output head", head)), unpacks=format.unpacks)
+        return replace(matrices, apart=(("routed experts", experts), ("output head", head)), packed=format.packed)
 
     def holds(self, memory: Memory) -> Memory:
         """The memory of an engine here: no device has a context."""
@@ -130,7 +130,7 @@ def seconds_of(
 
 
 def _stored(format: Format, form: str) -> Format:
-    bits = {"fp32": 32.0, "int8 rounded": 8.0}.get(form, 4.0)
+    bits = BITS[form]
     return replace(format, bits=bits, group=0 if bits == 32 else format.group, scale_bits=32, plain=32, state_bits=32)
 
 

@@ -50,6 +50,12 @@ def test_another_implementation_does_not_read_them(model: Any) -> None:
     with pytest.raises(MoecError, match="'eager' reads them as they were") as caught:
         logits(model)
     assert caught.value.code == "M206"
+    experts = model.model.layers[0].mlp.experts
+    tokens, ids = torch.ones(2, experts.hidden_size), torch.zeros(2, 1, dtype=torch.int64)
+    for chosen in ("eager", "grouped_mm", "batched_mm"):
+        model.set_experts_implementation(chosen)
+        with pytest.raises(MoecError, match="another experts implementation reads them as they were"):
+            experts.forward(tokens, ids, torch.ones(2, 1))  # past the module's hooks
     want = logits(zoo.build("gpt_oss"))
     assert near(logits(moec.accelerate(model)), want)  # the way out
 
@@ -64,10 +70,44 @@ def test_a_model_that_shares_the_config_stays_what_it_was(name: str) -> None:
     assert not near(logits(other), logits(zoo.build(name, seed=1)))  # must fail: another model
 
 
+@pytest.mark.parametrize("chosen", ["grouped_mm", "batched_mm", "eager"])
+def test_it_keeps_its_own_implementation(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    model, called = zoo.build("mixtral"), []
+    if chosen != "eager":
+        right = ALL_EXPERTS_FUNCTIONS._global_mapping[chosen]
+        monkeypatch.setitem(
+            ALL_EXPERTS_FUNCTIONS._global_mapping, chosen, lambda *given: called.append(chosen) or right(*given)
+        )
+    model.set_experts_implementation(chosen)
+    before, written = type(model)(model.config), model.config.to_json_string()
+    moec.accelerate(moec.accelerate(model))
+    after, copied = type(model)(model.config), type(model)(pickle.loads(pickle.dumps(deepcopy(model.config))))
+    for other in (before, after, copied):
+        called.clear()
+        logits(other)
+        assert called == [chosen] * (0 if chosen == "eager" else len(model.model.layers))
+    called.clear()
+    logits(model)
+    assert not called and model.config.to_json_string() == written
+
+
+def test_it_is_exported_as_before() -> None:
+    model = moec.accelerate(zoo.build("mixtral"))
+    other = type(model)(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        exported = torch.export.export(other, (), {"input_ids": IDS, "use_cache": False})
+    assert near(logits(exported.module()), logits(model))
+    assert not [n for n in exported.graph.nodes if "moec" in str(n.target)]
+
+
 def test_a_pickle_is_read_where_nothing_was_accelerated(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     want = logits(moec.accelerate(model))
     written = pickle.dumps(deepcopy(model))
-    monkeypatch.delitem(ALL_EXPERTS_FUNCTIONS._global_mapping, "moec-kernels")
+    for name in [name for name in ALL_EXPERTS_FUNCTIONS.valid_keys() if "moec-kernels" in name]:
+        monkeypatch.delitem(ALL_EXPERTS_FUNCTIONS._global_mapping, name)
     assert torch.equal(logits(pickle.loads(written)), want)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moec.planning.cpu_forms import FULL, Forms, forms_of, head_form
+from moec.planning.cpu_forms import FULL, Forms, HeldPacked, forms_of, head_form
 from moec.planning.formats import find_format, recipe_format
 from moec.planning.shape import Tensor
 from tests.planning.shapes import dense, mixture
@@ -28,13 +28,26 @@ def test_a_format_says_the_forms_of_matrices_experts_and_head() -> None:
 
 def test_what_is_packed_says_it_itself() -> None:
     exact, rounded = (Forms(recipe_format("packed form"), r, packed=True) for r in (False, True))
-    assert [exact.of(packed(MATRIX, bits)) for bits in (2, 4, 8)] == [None, "int4", FULL]
+    assert [exact.of(packed(MATRIX, bits)) for bits in (2, 4, 8)] == [FULL, "int4", FULL]
+    expert = replace(MATRIX, part="routed experts")
+    assert [exact.of(packed(expert, bits)) for bits in (2, 3, 4, 8)] == ["int4", None, "int4", FULL]
     assert [rounded.of(packed(MATRIX, bits)) for bits in (2, 4, 8)] == [None, "int4 rounded", "int8 rounded"]
     assert exact.of(MATRIX) == rounded.of(MATRIX) == FULL
     zeros = replace(packed(MATRIX, 4), codes=MATRIX.count // 2 + MATRIX.count // 128)  # zero points of 4 bits
     assert zeros.bits == 4 and rounded.of(zeros) == "int4 rounded"
     tiles = replace(packed(MATRIX, 8), scales=1)  # floats of 8 bits have a scale for a tile, those of 4 none
     assert tiles.bits == 0 and rounded.of(tiles) is None
+
+
+def test_what_is_packed_is_as_wide_as_its_form() -> None:
+    exact, rounded = HeldPacked(rounded=False), HeldPacked(rounded=True)
+    expert = replace(MATRIX, part="routed experts")
+    assert [exact.width(packed(MATRIX, bits)) for bits in (2, 4, 8)] == [32, 4, 32]
+    # 3: of 2 and 4 bits in one block; 6: some of 8 bits are among them
+    assert [exact.width(packed(expert, bits)) for bits in (2, 3, 4, 6, 8)] == [4, 4, 4, 32, 32]
+    assert [rounded.width(packed(expert, bits)) for bits in (2, 3, 4, 6, 8)] == [2, 3, 4, 6, 8]
+    floats = replace(packed(MATRIX, 8), scales=1)
+    assert exact.width(floats) == rounded.width(floats) == 0
 
 
 def test_all_forms_have_to_be_measured_and_experts_have_one() -> None:

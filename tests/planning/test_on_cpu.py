@@ -23,7 +23,7 @@ from moec.planning.shape import Mixture, Shape, State, Tensor
 from moec.planning.traffic import Traffic
 from tests.planning import configs
 from tests.planning.records import EXPERTS, own_cache, record
-from tests.planning.shapes import mixture
+from tests.planning.shapes import dense, mixture
 
 DENSE = Shape(
     name="dense",
@@ -162,8 +162,8 @@ def test_what_a_pass_has_packed_is_timed_in_the_forms_that_it_is_packed_in(cpu: 
     )
     assert full and quarter and full.low - quarter.low == pytest.approx(0.9 * 2 * 1.0)  # two products in the next form
     assert whole is None  # a recipe that has packed nothing is no format
-    mixed = replace(eight, tensors=(*eight.tensors[:1], *packed_as(DENSE, {"attention": 2}).tensors[1:]))
-    assert exact.time(mixed, left, 1, 20, True) is None  # no engine here multiplies with 2 bits
+    two = packed_as(DENSE, {"attention": 2})
+    assert rounded.time(two, left, 1, 20, True) is None  # no rounded product with 2 bits was timed
     floats = replace(eight, tensors=tuple(replace(t, scales=0) for t in eight.tensors))
     assert exact.time(floats, left, 1, 20, True) is None  # 4 bits with scales in 8: no integers
 
@@ -173,6 +173,24 @@ def test_what_a_pass_has_packed_in_8_bits_is_unpacked_where_nothing_may_be_round
     exact, narrow = (stored_bytes(shape.tensors, d.held(left)) for d in (cpu, this_machine("cpu-int8")))
     assert (exact["attention"], narrow["attention"]) == (4 * 300, 300 + 4 * 60)
     assert stored_bytes(shape.tensors, left)["attention"] == 300 + 2 * 60  # on any other device
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("name", ["cpu", "cpu-int8"])
+def test_a_pass_and_a_format_of_as_many_bits_have_the_same_bytes_and_times(
+    cpu: ThisMachine, name: str, bits: int
+) -> None:
+    device, format = this_machine(name), find_format(f"int{bits}")
+    for shape in (dense(layers=1), mixture(layers=1)):
+        parts = {"attention": bits, "dense FFN": bits, "routed experts": bits, "output head": max(bits, 8)}
+        packed, left = packed_as(shape, parts, group=64), recipe_format("packed form")
+        times = device.time(shape, format, 2, 20, True), device.time(packed, left, 2, 20, True)
+        assert [time is not None for time in times] == [name == "cpu" or bits > 2] * 2
+        if times[0] and times[1]:
+            assert times[1].low == pytest.approx(times[0].low, rel=1e-12)
+            sizes = [stored_bytes(s.tensors, device.held(f)) for s, f in ((shape, format), (packed, left))]
+            assert sizes[0] == sizes[1]
+            assert sizes[0] != stored_bytes(packed.tensors, left)  # as it is packed, with scales of 16 bits
 
 
 def test_what_is_not_known_of_this_machine_is_left_out_everywhere(cpu: ThisMachine) -> None:

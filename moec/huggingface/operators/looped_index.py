@@ -5,19 +5,23 @@ keys of the pools that score highest, and those behind its last full pool. The m
 texts and tokens, on lists whose lengths the mask says. Since a token sees what earlier ones see, and itself, the pools
 are the same for all of them. Here they are made once, and a token has those that are full where it stands.
 
-It is used where it says what the module itself says, on a small copy, with padding before texts, inside and behind.
+It is used where it says what the module itself says, on a small copy, with padding before texts, inside and behind, in
+one call and in two with a cache, with masks of truth values and of numbers. A window over tokens, where a later token
+does not see what earlier ones saw, moves the pools with it: models whose file makes such masks are refused.
 """
 
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moec.huggingface.operators.proven import modules_like, require_choice, small_instance
+from moec.errors import MoecError
+from moec.huggingface.operators.proven import REPORT, modules_like, require_choice, small_instance
 
 _CALL = ["hidden_states", "position_embeddings", "attention_mask", "past_key_values"]
 _PARTS = ("index_qk_proj", "token_budget", "compress_ratio", "block_topk", "index_head_dim", "q_layernorm")
@@ -28,6 +32,7 @@ _SMALL = {
     "indexer_budget": 6,
     "indexer_compress_ratio": 3,
 }
+_MASKS = {"create_causal_mask", "create_recurrent_attention_mask"}  # in which tokens see what earlier ones see
 _LENGTHS, _ROTATED = (1, 2, 3, 7, 12, 17), 4  # tokens, and numbers of a head that turn, of the small copy
 
 
@@ -40,14 +45,38 @@ def adapt_looped_index(model: Any) -> int:
     """Give every such index of a captured copy a forward without loops, in place; returns how many.
 
     Raises:
-        MoecError: M206 when one has the parts of a known one and chooses other tokens.
+        MoecError: M206 when one has the parts of a known one and chooses other tokens, or its model may have masks with
+            a window.
     """
     found = looped_indexes(model)
-    for path, module in {type(module): (path, module) for path, module in found.items()}.values():
-        require_choice(_chooses_the_same(module, model.config.get_text_config()), path, module, "tokens")
+    for path, module, config in _one_of_each(model, found):
+        _require_no_window(path, module)
+        require_choice(_chooses_the_same(module, config), path, module, "tokens")
     for module in found.values():
         module.forward = MethodType(_forward, module)
     return len(found)
+
+
+def _one_of_each(model: Any, found: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The first index of each class and config, with its path and the config. It keeps none: that of the nearest module
+    around it is meant."""
+    firsts: dict[tuple[type, int], tuple[str, Any, Any]] = {}
+    for path, module in found.items():
+        around = [model]
+        for name in path.split("."):
+            around.append(getattr(around[-1], name))
+        config = next(m.config for m in reversed(around) if hasattr(m, "config")).get_text_config()
+        firsts.setdefault((type(module), id(config)), (path, module, config))
+    return list(firsts.values())
+
+
+def _require_no_window(path: str, module: nn.Module) -> None:
+    """Raise M206 where the file of a module makes masks in which a token may not see what earlier ones see."""
+    names = vars(sys.modules[type(module).__module__])
+    others = sorted(n for n in names if n.startswith("create_") and n.endswith("_mask") and n not in _MASKS)
+    if others:
+        what = f"{type(module).__name__} may have masks with a window, from {others[0]}"
+        raise MoecError("M206", what, path, REPORT)
 
 
 def _forward(
@@ -61,7 +90,7 @@ def _forward(
 
     Args:
         hidden_states: `[B, S, H]`. position_embeddings: cosines and sines `[B, T, D]` of all tokens.
-        attention_mask: `[B, 1, S, T]`, bool or added to scores.
+        attention_mask: `[B, 1, S, T]`, bool or added to scores; a token sees what earlier ones of its text see.
     """
     batch, length = hidden_states.shape[:2]
     heads = self.index_qk_proj(hidden_states).view(batch, length, -1, self.index_head_dim)
@@ -125,11 +154,29 @@ def _chooses_the_same(module: Any, config: Any) -> bool:
 
 
 def _agree(own: Any, length: int, generator: torch.Generator) -> bool:
-    """Whether both choose the same in texts that are whole, padded before, inside, and behind."""
+    """Whether both choose the same in texts that are whole, padded before, inside, and behind, in one call and in two,
+    and where the mask is added to scores."""
     hidden = torch.randn(4, length, _SMALL["hidden_size"], generator=generator)
     part, real = length // 3, torch.ones(4, length, dtype=torch.bool)
     real[1, :part], real[2, part : 2 * part], real[3, length - part :] = False, False, False
     visible = (torch.ones(length, length, dtype=torch.bool).tril() & real[:, None]).unsqueeze(1)
     angles = torch.rand(4, length, _ROTATED, generator=generator)
-    given = (hidden, (angles.cos(), angles.sin()), visible, None)
-    return torch.equal(own(*given) & visible, _forward(own, *given))
+    added = torch.zeros(visible.shape).masked_fill(~visible, float("-inf"))
+    whole, twice = [0, length], sorted({0, length // 2, length})
+    for mask, cuts in ((visible, whole), (added, whole), (visible, twice), (added, twice)):
+        caches = [_cache() if cuts is twice else None for _ in range(2)]
+        for first, last in pairwise(cuts):
+            seen = angles[:, :last]
+            given = hidden[:, first:last], (seen.cos(), seen.sin()), mask[:, :, first:last, :last]
+            wanted = own(*given, caches[0]) & visible[:, :, first:last, :last]
+            if not torch.equal(wanted, _forward(own, *given, caches[1])):
+                return False
+    return True
+
+
+def _cache() -> Any:
+    from transformers.cache_utils import DynamicCache, DynamicIndexedLayer
+
+    cache = DynamicCache()
+    cache.layers.append(DynamicIndexedLayer())  # type: ignore[no-untyped-call]
+    return cache

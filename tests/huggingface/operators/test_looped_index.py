@@ -10,6 +10,7 @@ import torch
 from moec.errors import MoecError
 from moec.huggingface.operators import looped_index
 from moec.huggingface.operators.looped_index import adapt_looped_index
+from moec.huggingface.operators.proven import small_instance
 from moec.huggingface.source import HuggingFaceSource
 from moec.program.decoder_signature import POSITIONS, cache_inputs, without_padding
 from tests import whole_zoo
@@ -47,6 +48,62 @@ def test_pools_of_other_keys_are_refused(wrong: Any, monkeypatch: pytest.MonkeyP
     right = looped_index._pooled
     monkeypatch.setattr(looped_index, "_pooled", lambda *given: wrong(right, *given))
     with pytest.raises(MoecError, match="does not choose the tokens") as error:
+        adapt_looped_index(model())
+    assert error.value.code == "M206"
+
+
+def _turned_as_first_tokens(right: Any, module: Any, query: Any, pooled: Any, turns: Any) -> Any:
+    """The mutant of scores that shows in the second call with a cache alone: its tokens stand where the first stood."""
+    length = query.shape[1]
+    return right(
+        module, query, pooled, tuple(torch.cat([t[:, : t.shape[1] - length], t[:, :length]], 1) for t in turns)
+    )
+
+
+def _all_is_seen(right: Any, module: Any, hidden: Any, turns: Any, mask: Any, cache: Any) -> Any:
+    """The mutant of the forward that shows where a mask is added to scores alone."""
+    return right(module, hidden, turns, mask if mask.dtype == torch.bool else torch.ones_like(mask).bool(), cache)
+
+
+@pytest.mark.parametrize(("part", "wrong"), [("_scores", _turned_as_first_tokens), ("_forward", _all_is_seen)])
+def test_what_shows_with_a_cache_or_an_added_mask_alone_is_refused(
+    part: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(looped_index, part)
+    monkeypatch.setattr(looped_index, part, lambda *given: wrong(right, *given))
+    with pytest.raises(MoecError, match="does not choose the tokens"):
+        adapt_looped_index(model())
+
+
+def test_each_class_and_config_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, whole = model(), model(), torch.nn.ModuleList()
+    first.again = type(first.indexer)(first.config, 1)
+    whole.extend([first, second])
+    right, proven = looped_index._chooses_the_same, []
+    monkeypatch.setattr(looped_index, "_chooses_the_same", lambda m, c: proven.append(c) or right(m, c))
+    assert adapt_looped_index(whole) == 3
+    assert [id(c) for c in proven] == [id(m.config.get_text_config()) for m in (first, second)]
+
+
+def test_masks_with_a_window_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import masking_utils
+    from transformers.models.qwen4_exp import modeling_qwen4_exp as file
+
+    generator = torch.Generator().manual_seed(0)
+    small = looped_index._SMALL
+    own = small_instance(model().indexer, whole_zoo.config("qwen4_exp_text"), small, generator, 0)
+    hidden, angles = (torch.randn(1, 17, width, generator=generator) for width in (small["hidden_size"], 4))
+    causal = torch.ones(17, 17, dtype=torch.bool).tril()[None, None]
+    window = causal & ~torch.ones(17, 17, dtype=torch.bool).tril(-10)
+    same = []
+    with torch.no_grad():
+        for mask in (causal, window):
+            given = hidden, (angles.cos(), angles.sin()), mask, None
+            same.append(torch.equal(own(*given) & mask, looped_index._forward(own, *given)))
+    assert same == [True, False]
+    name = "create_sliding_window_causal_mask"
+    monkeypatch.setattr(file, name, getattr(masking_utils, name), raising=False)
+    with pytest.raises(MoecError, match=f"may have masks with a window, from {name}") as error:
         adapt_looped_index(model())
     assert error.value.code == "M206"
 
