@@ -59,7 +59,7 @@ def test_nothing_is_left_of_a_file_that_has_no_room_or_no_encoding(text: str, tm
 def open_folder() -> Iterator[Path]:
     """A folder that everybody may write to, used by somebody for whom write protection holds: for root it does not."""
     with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o777)
+        Path(name).chmod(0o777)
         user = os.geteuid()
         os.seteuid(user or 65534)
         try:
