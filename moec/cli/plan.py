@@ -13,6 +13,7 @@ import click
 from moec.cli import completing
 from moec.cli.config import read_config
 from moec.cli.console import common, emit, say, say_text
+from moec.cli.dotted import read_said
 from moec.cli.lists import numbers, words
 from moec.cli.overrides import overridden, set_option
 from moec.cli.plan_advice import advice_lines
@@ -162,7 +163,8 @@ def _asked(
     read = read_config(config) if config else {}
     named = {"pipeline": passes} if passes else {}
     found = overridden({**read, **named}, overrides, [*named, *(["target"] if targets else [])])
-    other = [SETTINGS[name].key for name in found if name not in ("pipeline", "target") and name not in read]
+    said = [said.path[0] for said in read_said(overrides) if len(said.path) == 1]
+    other = [key for key in said if key not in (SETTINGS["pipeline"].key, SETTINGS["target"].key)]
     if other:
         fix = "leave it to moec compile; a plan reads pass and target"
         raise MoecError("M201", f"{other[0]} is nothing to a plan", "--set", fix)
