@@ -24,7 +24,7 @@ from moec.cli.terminal import TERMINAL
 from moec.cli.wrapping import say_wrapped
 from moec.compiler.options import SETTINGS
 from moec.errors import MoecError
-from moec.shown import count_of, size_of, span_of
+from moec.shown import count_of, size_of, time_of
 
 if TYPE_CHECKING:
     from moec.compiler.foresee import Foreseen
@@ -259,10 +259,10 @@ def _compile_lines(each: Foreseen) -> list[str]:
     if each.effort:
         taken = each.effort
         disk, least, full = map(size_of, (taken.disk_bytes, taken.least_ram_bytes, taken.full_ram_bytes))
-        low, high = taken.seconds
-        minutes = span_of(low / 60, high / 60)
+        least_time, most_time = map(time_of, taken.seconds)
         lines += [
             f"  takes {disk} on disk; {least} of memory at the least, {full} with the untouched model in memory;",
-            f"  {minutes} minutes at the pace of one and two cores, longer where passes fit to texts",
+            f"  {least_time} (a core of its own, no proof) to {most_time} (cores that others use too, a proof),",
+            "  longer where passes fit to texts",
         ]
     return lines if each.refusals else [*lines, f"  {each.command}"]
