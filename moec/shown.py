@@ -51,6 +51,14 @@ def span_of(low: float, high: float, form: str = "") -> str:
     return ends[0] if ends[0] == ends[1] else "–".join(ends)
 
 
+def time_of(seconds: float) -> str:
+    """A time as people say an estimate: `10 seconds`, `4 minutes`, `12 hours`, with two of a unit at least."""
+    for size, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} {'second' if round(seconds) == 1 else 'seconds'}"
+
+
 def _in_units(number: float, base: int, units: tuple[str, ...]) -> str:
     step = 0
     while step < len(units) - 1 and number >= base * 0.9995:  # what would be rounded up to `base`

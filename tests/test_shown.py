@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moec.errors import MoecError
-from moec.shown import count_of, one_line, shown, size_of, span_of
+from moec.shown import count_of, one_line, shown, size_of, span_of, time_of
 from tests.pages import blocks
 
 
@@ -74,3 +74,19 @@ def test_an_interval_keeps_its_digits() -> None:
     ]  # fmt: skip
     assert span_of(1.2, 1.4, ",.0f") == "1" and span_of(2, 1, ",.0f") == "1–2"
     assert span_of(0.5, 0.25, ".0%") == "25%–50%"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "want"),
+    [
+        (0.2, "0 seconds"),
+        (1.2, "1 second"),
+        (10.01, "10 seconds"),
+        (119, "119 seconds"),
+        (240.02, "4 minutes"),
+        (7199, "120 minutes"),
+        (44_000, "12 hours"),
+    ],
+)
+def test_a_time_is_rounded_in_a_unit_that_fits(seconds: float, want: str) -> None:
+    assert time_of(seconds) == want

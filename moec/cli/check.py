@@ -65,7 +65,7 @@ def check_command(
 
     if junit:
         require_replaceable(junit, junit_form("check"))
-    wanted = overridden(read_config(config) if config else {}, overrides)
+    wanted = overridden(read_config(config) if config else {}, overrides, has_pass=False)
     Options.of(dict(wanted))  # a mistake in it is no manifest's
     found, status = dict[str, dict[str, MoecError | None]](), 0
     for manifest in manifests:

@@ -17,23 +17,12 @@ from moec import registry
 from moec.cli.config import presets
 from moec.compiler.setting import Choice, Switch
 from moec.errors import CODES
+from moec.program.dialect_names import OPERATORS
 from moec.targets.declared import declared_by
 
 Offer = Iterator[CompletionItem]
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 KINDS = ("passes", "targets", "presets")  # what `moec ls` lists
-OPERATORS = (
-    "route",
-    "experts",
-    "experts_on_cpu",
-    "moe",
-    "attention",
-    "linear_attention",
-    "selective_scan",
-    "causal_conv",
-    "dequantize",
-    "dequantize_float",
-)
 
 
 def _completer(offered: Callable[[str], Iterable[CompletionItem | str]]) -> Completer:

@@ -13,9 +13,9 @@ from typing import Any
 
 from moec import registry
 from moec.cli.causes import CAUSES
-from moec.cli.completing import OPERATORS
 from moec.cli.config import preset_text, presets
 from moec.errors import CODES, EXIT_CODES, MoecError
+from moec.program.dialect_names import OPERATORS
 from moec.targets.declared import declared_by
 from moec.targets.target import Target
 

@@ -13,6 +13,7 @@ import click
 from moec.cli import completing
 from moec.cli.config import read_config
 from moec.cli.console import common, emit, say, say_text
+from moec.cli.dotted import read_said
 from moec.cli.lists import numbers, words
 from moec.cli.overrides import overridden, set_option
 from moec.cli.plan_advice import advice_lines
@@ -23,7 +24,7 @@ from moec.cli.terminal import TERMINAL
 from moec.cli.wrapping import say_wrapped
 from moec.compiler.options import SETTINGS
 from moec.errors import MoecError
-from moec.shown import count_of, size_of, span_of
+from moec.shown import count_of, size_of, time_of
 
 if TYPE_CHECKING:
     from moec.compiler.foresee import Foreseen
@@ -162,7 +163,8 @@ def _asked(
     read = read_config(config) if config else {}
     named = {"pipeline": passes} if passes else {}
     found = overridden({**read, **named}, overrides, [*named, *(["target"] if targets else [])])
-    other = [SETTINGS[name].key for name in found if name not in ("pipeline", "target") and name not in read]
+    said = [said.path[0] for said in read_said(overrides) if len(said.path) == 1]
+    other = [key for key in said if key not in (SETTINGS["pipeline"].key, SETTINGS["target"].key)]
     if other:
         fix = "leave it to moec compile; a plan reads pass and target"
         raise MoecError("M201", f"{other[0]} is nothing to a plan", "--set", fix)
@@ -257,10 +259,10 @@ def _compile_lines(each: Foreseen) -> list[str]:
     if each.effort:
         taken = each.effort
         disk, least, full = map(size_of, (taken.disk_bytes, taken.least_ram_bytes, taken.full_ram_bytes))
-        low, high = taken.seconds
-        minutes = span_of(low / 60, high / 60)
+        least_time, most_time = map(time_of, taken.seconds)
         lines += [
             f"  takes {disk} on disk; {least} of memory at the least, {full} with the untouched model in memory;",
-            f"  {minutes} minutes at the pace of one and two cores, longer where passes fit to texts",
+            f"  {least_time} (a core of its own, no proof) to {most_time} (cores that others use too, a proof),",
+            "  longer where passes fit to texts",
         ]
     return lines if each.refusals else [*lines, f"  {each.command}"]

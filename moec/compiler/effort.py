@@ -28,7 +28,8 @@ class Effort:
         disk_bytes: of the weights in the engine.
         least_ram_bytes: with which `moec compile --max-ram` still does it: weights are read piece by piece.
         full_ram_bytes: with which the proof runs the untouched model in memory, which is faster.
-        seconds: at the least and at the most, at the paces of `seconds_of`.
+        seconds: at the least, on a core of its own without a proof; and at the most, on cores that others use too and
+            with a proof (`seconds_of`).
     """
 
     disk_bytes: int

@@ -19,7 +19,7 @@ KINDS = ("experts", "attention", "dense", "embeddings", "lm_head")
 FINE = ("router", "gate")  # kinds that are never quantized
 RECIPE = (*KINDS, "down", "always")  # what a recipe may name
 Setting = int | Mapping[str, Any]
-_OWN = ("bits", "group", "method", "symmetric", "format", "positive_scales")  # what a rule's table may hold
+OF_A_RULE = ("bits", "group", "method", "symmetric", "format", "positive_scales")  # what a rule's table may hold
 _LEAVE = f"leave experts with experts={KEEP}: no group divides it"
 
 
@@ -62,10 +62,12 @@ class QuantizeSettings:
         named = *(self.rules or {}).values(), *(self.recipe or {}).values()
         given = [self.default.bits, *self.kinds.values(), *named]
         for setting in (g for g in given if g is not None):
-            unknown = sorted(set(setting) - set(_OWN)) if isinstance(setting, Mapping) else []
+            unknown = sorted(set(setting) - set(OF_A_RULE)) if isinstance(setting, Mapping) else []
             if unknown:
-                holds = f"a rule's table may hold {', '.join(_OWN[:-1])} and {_OWN[-1]}"
-                raise self.refusal(f"a rule has no setting {unknown[0]!r}", did_you_mean(str(unknown[0]), _OWN, holds))
+                holds = f"a rule's table may hold {', '.join(OF_A_RULE[:-1])} and {OF_A_RULE[-1]}"
+                raise self.refusal(
+                    f"a rule has no setting {unknown[0]!r}", did_you_mean(str(unknown[0]), OF_A_RULE, holds)
+                )
             grid = self._grid(setting)
             if grid is not None and grid.problem:
                 fix = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ def changed(*texts: str, passes: str = PASSES) -> str:
         ("quantize.recipe.down=8", "upcycle(experts=2, top_k=1), quantize(recipe={'down': 8})"),
         ("quantize.recipe={'down': 8}", "upcycle(experts=2, top_k=1), quantize(recipe={'down': 8})"),
         ("quantize.rules={'*.0.*': 8}", "upcycle(experts=2, top_k=1), quantize(rules={'*.0.*': 8})"),
+        ('quantize.rules."*.0.*"=8', "upcycle(experts=2, top_k=1), quantize(rules={'*.0.*': 8})"),
+        ("quantize.rules.'*.0.*'.bits=2", "upcycle(experts=2, top_k=1), quantize(rules={'*.0.*': {'bits': 2}})"),
+        ("quantize.rules.lm_head.bits=8", "upcycle(experts=2, top_k=1), quantize(rules={'lm_head': {'bits': 8}})"),
     ],
 )
 def test_an_option_of_a_pass(text: str, pipeline: str) -> None:
@@ -41,9 +45,15 @@ def test_an_option_of_a_pass(text: str, pipeline: str) -> None:
 
 
 def test_a_table_keeps_its_other_entries() -> None:
-    found = overridden(read_config(Path("int8")), ["quantize.recipe.lm_head=4", "quantize.recipe.experts.bits=2"][:1])
+    found = overridden(read_config(Path("int8")), ["quantize.recipe.lm_head=4"])
     (item,) = found["pipeline"]
     assert item.recipe == {"experts": 8, "dense": 8, "attention": 8, "embeddings": 8, "lm_head": 4}
+    with pytest.raises(MoecError, match=r"recipe\.experts is no table") as caught:
+        overridden(read_config(Path("int8")), ["quantize.recipe.experts.bits=2"])
+    assert caught.value.code == "M201" and caught.value.fix == "set recipe.experts itself"
+    assert changed('quantize.rules."*.0.*".bits=2', passes="quantize(rules={'*.1.*': 8})") == str(
+        Pipeline.parse("quantize(rules={'*.1.*': 8, '*.0.*': {'bits': 2}})")
+    )
 
 
 def test_several_and_what_a_path_needs_no_quotes_for() -> None:
@@ -93,6 +103,8 @@ def test_a_pass_and_its_options_in_any_order() -> None:
         (["tolerance=1"], "say it once"),
         (["seed"], "--set quantize.bits=8"),
         (["=1"], "--set quantize.bits=8"),
+        (['quantize.rules."*.0.*".bits=2', "quantize.rules.'*.0.*'.bits=4"], "say it once"),
+        (["quantize.rules.*.0.*=8"], "in quotes"),
     ],
 )
 def test_what_cannot_be_set_is_refused_in_three_lines(texts: list[str], hint: str) -> None:
@@ -108,6 +120,47 @@ def test_which_pass_is_meant_has_to_be_plain() -> None:
     with pytest.raises(MoecError, match="no passes") as caught:
         overridden({}, ["quantize.bits=8"])
     assert '--pass "quantize(bits=8)"' in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "pipeline"),
+    [
+        ("quantize.bits=4", "quantize"),
+        ("quantize.recipe.down=8", "quantize(recipe={'down': 8})"),
+        ('quantize.rules."*.0.*".bits=2', "quantize(rules={'*.0.*': {'bits': 2}})"),
+        ("add-expert.source=a b/med", "add-expert(source='a b/med')"),
+        ("add-expert.source=$HOME/it's", 'add-expert(source="$HOME/it\'s")'),
+        ("set_top_k.top_k=2", "set-top-k(top_k=2)"),
+        ("quantise.bits=8", ""),  # what cannot be built is not advised
+        ("quantize.bit=8", ""),
+        ("quantize.bits=eight", ""),
+    ],
+)
+def test_the_pass_that_is_advised_is_one_that_can_be_given(text: str, pipeline: str) -> None:
+    for has_pass in (True, False):
+        with pytest.raises(MoecError, match="no passes") as caught:
+            overridden({}, [text], has_pass=has_pass)
+        words = caught.value.fix.partition(", or write ")[2]
+        assert bool(words) == bool(pipeline and has_pass) and "--config FILE" in caught.value.fix
+        if words:
+            option, value = shlex.split(words)
+            assert option == "--pass" and str(Pipeline.parse(value)) == str(Pipeline.parse(pipeline))
+
+
+@pytest.mark.parametrize(
+    ("text", "rules"),
+    [
+        ("quantize.rules.*.experts.*.bits=2", {"*.experts.*": {"bits": 2}}),
+        ("quantize.rules.*.0.*={'bits': 8}", {"*.0.*": {"bits": 8}}),
+        ("quantize.rules.model.head=8", {"model.head": 8}),
+    ],
+)
+def test_a_pattern_without_quotes_is_answered_with_what_works(text: str, rules: dict[str, Any]) -> None:
+    with pytest.raises(MoecError, match="stands without quotes") as caught:
+        changed(text)
+    option, said = shlex.split(caught.value.fix.partition(": ")[2])
+    item = overridden({"pipeline": PASSES}, [said])["pipeline"].passes[1]
+    assert option == "--set" and item.rules == rules
 
 
 # ------------------------------------------------------------------ on the command line
@@ -126,10 +179,15 @@ def test_what_was_resolved_is_what_the_manifest_and_a_rebuild_hold(cli: Cli, tmp
     cli("check", tmp_path / "first", *config, "--trust-remote-code")
 
 
-def test_a_plan_takes_the_same(cli: Cli, llama: Path) -> None:
+def test_a_plan_takes_the_same(cli: Cli, llama: Path, tmp_path: Path) -> None:
     (said,) = cli.json("plan", llama, "--config", "upcycle-8x2", "--set", "upcycle.experts=4")["compile"]
     assert said["steps"][0]["name"] == "upcycle(experts=4)" and said["target"] == "onnxruntime"
     cli("plan", llama, "--config", "upcycle-8x2", "--set", "upcycle.expert=4", status=2)
     assert "did you mean experts?" in cli.err
-    cli("plan", llama, "--set", "seed=3", status=2)
-    assert "seed is nothing to a plan" in cli.err
+    (tmp_path / "mine.toml").write_text('seed = 1\n[[pass]]\nname = "upcycle"\n')
+    for config in ((), ("--config", tmp_path / "mine.toml")):  # a file may say what a plan does not read
+        cli("plan", llama, *config, "--set", "seed=3", status=2)
+        assert "M201" in cli.err and "seed is nothing to a plan" in cli.err
+    assert cli.json("plan", llama, "--config", tmp_path / "mine.toml")["compile"]
+    cli("check", tmp_path, "--set", "quantize.bits=8", status=2)
+    assert "name them with --config FILE" in cli.err and "--pass" not in cli.err

@@ -101,6 +101,8 @@ def test_a_target_that_takes_it_gets_a_command_and_one_that_does_not_a_reason(cl
     path = configs.write(tmp_path, configs.LLAMA_1B | {"num_hidden_layers": 1})
     text = cli("plan", path, "-t", "onnxruntime", "-t", "onnxruntime:x=1")
     assert f"moec compile {path} --target onnxruntime" in text
+    ends = r"  \d\d seconds \(a core of its own, no proof\) to \d minutes \(cores that others use too, a proof\),"
+    assert re.search(rf"{ends}\n  longer where passes fit", text)
     assert "onnxruntime:x=1: refused" in text and "fix: options are precision=" in text
 
 

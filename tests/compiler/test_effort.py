@@ -42,7 +42,7 @@ def test_every_layer_is_counted_and_what_is_packed_takes_less(tmp_path: Path) ->
 
 
 def test_what_was_measured_lies_in_the_time_that_is_foreseen() -> None:
-    """Of a Mixtral of two layers with its proof, of pieces of DeepSeek-V3 without; none takes a tenth of the most."""
+    """Of two layers of Mixtral with their proof, of parts of DeepSeek-V3 without; all take over a tenth of the most."""
     big = {row["case"].partition(": ")[2]: row["value"] for row in _results("big_model.json")["rows"][:7]}
     taken = [(big["checkpoint"], big["engine"], big["time"])]
     for run in _results("huge_model.json")["runs"]:
