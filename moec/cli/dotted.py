@@ -15,7 +15,7 @@ _QUOTED = r""""(?:\\.|[^"\\])*"|'[^']*'"""
 _PART = rf"""\s*(?:{_QUOTED}|[^\s."'=][^."'=]*)"""
 _SAID = re.compile(rf"(?P<key>{_PART}\s*(?:\.{_PART}\s*)*)=(?P<value>.*)", re.DOTALL)
 _BARE = re.compile(r"[\w-]+", re.ASCII)
-_FORM = "write for example --set quantize.bits=8, or --set seed=3"
+_FORM = "write for example --set quantize.experts=8, or --set seed=3"
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,15 @@ def _preset(name: str) -> tuple[dict[str, Any], str]:
     lines = [f"{name}: a preset; `moec compile MODEL --config {name}` reads", "", text.rstrip(), "", "what it sets:"]
     for each, said in passes.items():
         lines += [_entry(f"{each}.{key} = {o['value']!r}", repr(o["default"]), o["meaning"]) for key, o in said.items()]
-    first = next(f"{each}.{key}" for each, said in passes.items() for key in said)
-    return data, "\n".join([*lines, "", f"to say one of them otherwise: --config {name} --set {first}=…"])
+    return data, "\n".join([*lines, "", f"to say one of them otherwise: --config {name} --set {_settable(raw)}=…"])
+
+
+def _settable(preset: dict[str, Any]) -> str:
+    """What of a preset `--set` may say: an entry of its recipe, beside which other bits reach nothing, or an option."""
+    for table in preset["pass"]:
+        for key in table.get("recipe", ()):
+            return f"{table['name']}.recipe.{key}"
+    return next(f"{table['name']}.{key}" for table in preset["pass"] for key in table if key != "name")
 
 
 def _meant(table: dict[str, Any]) -> dict[str, Any]:

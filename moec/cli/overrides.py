@@ -32,7 +32,7 @@ set_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     shell_complete=completing.keys,
-    help="An option of a pass (quantize.bits=8), or a setting as a TOML file says it (seed=3), in the place of what "
+    help="An option of a pass (quantize.experts=8), or a setting as a TOML file says it (seed=3), in the place of what "
     "the file, the manifest or --pass says. Repeatable.",
 )
 
@@ -138,9 +138,21 @@ def _with_option(item: Pass, said: Said) -> Pass:
             value = _with_entry({} if inner is None else inner, path, value, (option,))
         made = make_pass(item.name, {**item.given, option: value})
         check_options(made)
+        _require_effect(made, option)
     except MoecError as error:
         raise MoecError(error.code, error.what, f"--set {item.name}.{written(said.path[1:])}", error.fix) from None
     return made
+
+
+def _require_effect(made: Pass, option: str) -> None:
+    """Raise M201 for bits of all kinds where a recipe says those of each: nothing would take them."""
+    from moec.quantization.settings import KINDS
+
+    recipe = getattr(made, "recipe", None)
+    if option == "bits" and isinstance(recipe, Mapping) and set(KINDS) <= set(recipe):
+        what = "nothing takes these bits: the pass has a recipe, which says those of every kind"
+        fix = f"say the kind: --set {made.name}.experts=8, or --set {made.name}.recipe.down=8 for last matrices"
+        raise MoecError("M201", what, "--set", fix)
 
 
 def _require_quotes(said: Said) -> None:

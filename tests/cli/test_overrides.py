@@ -101,8 +101,8 @@ def test_a_pass_and_its_options_in_any_order() -> None:
         (["seed=x"], "a whole number"),
         (["seed=1", "seed=2"], "say it once"),
         (["tolerance=1"], "say it once"),
-        (["seed"], "--set quantize.bits=8"),
-        (["=1"], "--set quantize.bits=8"),
+        (["seed"], "--set quantize.experts=8"),
+        (["=1"], "--set quantize.experts=8"),
         (['quantize.rules."*.0.*".bits=2', "quantize.rules.'*.0.*'.bits=4"], "say it once"),
         (["quantize.rules.*.0.*=8"], "in quotes"),
     ],
@@ -191,3 +191,17 @@ def test_a_plan_takes_the_same(cli: Cli, llama: Path, tmp_path: Path) -> None:
     assert cli.json("plan", llama, "--config", tmp_path / "mine.toml")["compile"]
     cli("check", tmp_path, "--set", "quantize.bits=8", status=2)
     assert "name them with --config FILE" in cli.err and "--pass" not in cli.err
+
+
+@pytest.mark.parametrize("preset", ["int8", "int4", "balanced", "small"])
+def test_bits_that_nothing_takes_are_refused(preset: str) -> None:
+    """A recipe says those of every kind."""
+    settings = {"pipeline": read_config(Path(preset))["pipeline"]}
+    with pytest.raises(MoecError, match="nothing takes these bits") as caught:
+        overridden(settings, ["quantize.bits=4"])
+    assert caught.value.code == "M201" and "quantize.experts=8" in caught.value.fix
+    assert "experts=8" in str(overridden(settings, ["quantize.experts=8"])["pipeline"])
+
+
+def test_bits_beside_a_recipe_of_some_kinds_are_taken() -> None:
+    assert "bits=8" in changed("quantize.bits=8", passes="quantize(recipe={'down': 4})")
