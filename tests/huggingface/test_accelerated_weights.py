@@ -74,12 +74,16 @@ def test_a_model_that_shares_the_config_stays_what_it_was(name: str) -> None:
 def test_it_keeps_its_own_implementation(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-    model, called = zoo.build("mixtral"), []
+    model: Any = zoo.build("mixtral")
+    called: list[str] = []
+
+    def watched(*given: Any) -> Tensor:
+        called.append(chosen)
+        return right(*given)
+
     if chosen != "eager":
         right = ALL_EXPERTS_FUNCTIONS._global_mapping[chosen]
-        monkeypatch.setitem(
-            ALL_EXPERTS_FUNCTIONS._global_mapping, chosen, lambda *given: called.append(chosen) or right(*given)
-        )
+        monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS._global_mapping, chosen, watched)
     model.set_experts_implementation(chosen)
     before, written = type(model)(model.config), model.config.to_json_string()
     moec.accelerate(moec.accelerate(model))
@@ -94,7 +98,7 @@ def test_it_keeps_its_own_implementation(chosen: str, monkeypatch: pytest.Monkey
 
 
 def test_it_is_exported_as_before() -> None:
-    model = moec.accelerate(zoo.build("mixtral"))
+    model: Any = moec.accelerate(zoo.build("mixtral"))
     other = type(model)(model.config).eval()
     other.load_state_dict(model.state_dict())
     with torch.no_grad():

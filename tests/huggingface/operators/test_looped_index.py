@@ -80,7 +80,12 @@ def test_each_class_and_config_is_proven(monkeypatch: pytest.MonkeyPatch) -> Non
     first.again = type(first.indexer)(first.config, 1)
     whole.extend([first, second])
     right, proven = looped_index._chooses_the_same, []
-    monkeypatch.setattr(looped_index, "_chooses_the_same", lambda m, c: proven.append(c) or right(m, c))
+
+    def watched(module: Any, config: Any) -> bool:
+        proven.append(config)
+        return right(module, config)
+
+    monkeypatch.setattr(looped_index, "_chooses_the_same", watched)
     assert adapt_looped_index(whole) == 3
     assert [id(c) for c in proven] == [id(m.config.get_text_config()) for m in (first, second)]
 
