@@ -60,7 +60,7 @@ def test_ls_beside_a_manifest_that_links_to_itself(cli: Cli, mixtral_engine: Pat
     shutil.copytree(mixtral_engine, tmp_path / "whole")
     (tmp_path / "loop").mkdir()
     (tmp_path / "loop" / "moec.json").symlink_to("moec.json")
-    rows = {Path(row["folder"]).name: row["target"] for row in cli.json("ls", tmp_path)}
+    rows = {Path(row["folder"]).name: row["target"] for row in cli.json("ls", tmp_path)["engines"]}
     assert rows == {"whole": "onnxruntime", "loop": ""}
 
 

@@ -62,10 +62,10 @@ def test_the_experts_of_the_dialect_are_asked_too() -> None:
     assert [reach.missed(block) for block in reach.blocks] == [(), ()]
 
 
-def test_an_expert_behind_a_gate_that_nothing_selects_is_told_as_a_matrix() -> None:
-    closed = reached(mixture(Rectified).close(2))
-    assert closed.blocks == [] and closed.unused == ("experts.2.up.weight", "experts.2.down.weight")
-    assert reached(mixture(Rectified)).unused == ()
+def test_an_expert_behind_a_gate_that_nothing_selects_is_told() -> None:
+    closed, whole = reached(mixture(Rectified).close(2)), reached(mixture(Rectified))
+    assert [found.missed(found.blocks[0]) for found in (closed, whole)] == [(2,), ()]
+    assert closed.unused == whole.unused == ()  # matrices of experts are told by their experts
 
 
 class Branch(nn.Module):

@@ -48,8 +48,9 @@ def test_the_program_itself_stays_quantized(saved: Saved) -> None:
 
 def test_small_floats_are_refused(saved: Saved) -> None:
     _, captured, integers = quantized(saved, "quantize(bits=8, group=16)")
-    refuse_floats(captured)
-    refuse_floats(integers)
-    with pytest.raises(MoecError, match="small floats") as caught:
-        refuse_floats(quantized(saved, "quantize(bits=8, format=fp8)")[2])
+    for program in (captured, integers):
+        refuse_floats(with_plain_weights(program).weights, "this form", "here")
+    floats = with_plain_weights(quantized(saved, "quantize(bits=8, format=fp8)")[2])
+    with pytest.raises(MoecError, match="in this form.*small floats") as caught:
+        refuse_floats(floats.weights, "this form", "here")
     assert caught.value.code == "M206" and "format=int" in caught.value.fix

@@ -220,7 +220,7 @@ def test_blocks_that_no_kernel_reads_are_refused(block: int, why: str) -> None:
 def test_accuracy_is_an_option(tmp_path: Path) -> None:
     backend, program = Onnxruntime(), captured()
     inexact, wrong = Target.parse("onnxruntime:accuracy=int8"), Target.parse("onnxruntime:accuracy=int7")
-    assert backend.options(inexact) == [] and "accuracy takes exact or int8" in backend.options(wrong)[0].fix
+    assert backend.options(inexact) == [] and "did you mean int8?" in backend.options(wrong)[0].fix
     assert backend.deviation(program, inexact) is None, "nothing is packed"
     quantize_program(program, 8, 32, False)
     allowed = backend.deviation(program, inexact)
