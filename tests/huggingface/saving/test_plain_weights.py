@@ -51,6 +51,6 @@ def test_small_floats_are_refused(saved: Saved) -> None:
     for program in (captured, integers):
         refuse_floats(with_plain_weights(program).weights, "this form", "here")
     floats = with_plain_weights(quantized(saved, "quantize(bits=8, format=fp8)")[2])
-    with pytest.raises(MoecError, match="in this form.*small floats") as caught:
+    with pytest.raises(MoecError, match=r"in this form.*small floats") as caught:
         refuse_floats(floats.weights, "this form", "here")
     assert caught.value.code == "M206" and "format=int" in caught.value.fix
