@@ -13,7 +13,7 @@ from moec import registry
 from moec.cli import completing
 from moec.cli.config import read_config
 from moec.cli.console import common, emit, progress, say, say_verdict
-from moec.cli.overrides import overridden, set_option
+from moec.cli.overrides import config_option, overridden, set_option
 from moec.cli.script import script
 from moec.cli.settings import given_settings, run_option, setting_options, text_options, trust_options
 from moec.cli.terminal import TERMINAL
@@ -29,12 +29,7 @@ if TYPE_CHECKING:
 @click.command("compile")
 @click.argument("model", required=False, shell_complete=completing.files)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The engine folder to write.")
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    shell_complete=completing.configs,
-    help="A TOML file with any of the settings below, or the name of a preset. The command line overrides it.",
-)
+@config_option("A TOML file with any of the settings below, or the name of a preset. The command line overrides it.")
 @click.option(
     "--from",
     "manifest",

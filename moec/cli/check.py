@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
-from moec.cli import completing
 from moec.cli.annotations import annotation, are_wanted
 from moec.cli.config import read_config
 from moec.cli.console import common, emit, say
-from moec.cli.overrides import overridden, set_option
+from moec.cli.overrides import config_option, overridden, set_option
 from moec.cli.report_file import junit_form, publish, require_replaceable
 from moec.cli.settings import run_option, trust_options
 from moec.cli.terminal import TERMINAL
@@ -27,12 +26,7 @@ def _annotate(context: click.Context, parameter: click.Parameter, wanted: bool |
 
 @click.command("check")
 @click.argument("manifests", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    shell_complete=completing.configs,
-    help="A TOML file, or a preset, whose settings the engines must have been compiled with.",
-)
+@config_option("A TOML file, or a preset, whose settings the engines must have been compiled with.")
 @set_option
 @click.option("--junit", type=click.Path(path_type=Path), help="Write what was compared as JUnit XML.")
 @click.option(

@@ -6,6 +6,7 @@ import shlex
 import tomllib
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 _PATTERNS = "rules"  # the option whose keys are patterns of names, which have dots
 _EXPANDED = set('"$`\\!')  # what a shell does not leave as it is between double quotes
 _TYPED = (Whole, Real, Switch, Names)  # what their texts say is not a text
+
+
+def config_option(help: str) -> Callable[[Any], Any]:
+    """`--config FILE`, which every verb that takes settings has; `help` says what of them it reads."""
+    path = click.Path(path_type=Path)
+    return click.option("--config", type=path, shell_complete=completing.configs, help=help)
+
 
 set_option = click.option(
     "--set",

@@ -15,7 +15,7 @@ from moec.cli.config import read_config
 from moec.cli.console import common, emit, say, say_text
 from moec.cli.dotted import read_said
 from moec.cli.lists import numbers, words
-from moec.cli.overrides import overridden, set_option
+from moec.cli.overrides import config_option, overridden, set_option
 from moec.cli.plan_advice import advice_lines
 from moec.cli.plan_devices import RIGHT, device_rows
 from moec.cli.plan_serving import origins, server_lines, serving_notes, serving_options, serving_tables
@@ -73,12 +73,7 @@ Row = tuple[str, ...]
     shell_complete=completing.passes,
     help="Passes, as for compile: the model that they make, and where they fire. Repeatable.",
 )
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    shell_complete=completing.configs,
-    help="As for compile: a TOML file, or a preset, for its passes and its target.",
-)
+@config_option("As for compile: a TOML file, or a preset, for its passes and its target.")
 @set_option
 @click.option(
     "-t",
