@@ -69,7 +69,7 @@ class PruneExperts(Pass):
         self.check_settings()
         blocks = [_Group(group) for group in together(self._moe_blocks(program, context))]
         self._measure(program, context, blocks)
-        before = _size_bytes(program)
+        before = program.size_bytes
         chosen = [b for b, count in zip(blocks, self._counts(blocks), strict=True) if self._choose(b, count, context)]
         names: dict[str, str] = {}
         for block in chosen:
@@ -79,7 +79,7 @@ class PruneExperts(Pass):
                 raise self._cannot(block.first, str(reason)) from None
         rename(program, names)
         context.facts.update(
-            bytes_before=before, bytes_after=_size_bytes(program), blocks=[b.facts(self.score) for b in chosen]
+            bytes_before=before, bytes_after=program.size_bytes, blocks=[b.facts(self.score) for b in chosen]
         )
         return sum(len(b.members) for b in chosen)
 
@@ -222,7 +222,3 @@ def _least(rule: Routing) -> int:
     if rule.groups == 1:
         return rule.top_k
     return rule.groups * max(-(-rule.top_k // rule.top_groups), 2 if rule.group_score == "top2" else 1)
-
-
-def _size_bytes(program: Program) -> int:
-    return sum(w.size_bytes for w in {id(w): w for w in program.weights.values()}.values())

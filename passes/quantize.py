@@ -126,7 +126,7 @@ class Quantize(Pass):
         uses = weight_uses(program)
         grids = asked.choose(uses)
         asked.check_asked(uses, grids)
-        before = _size_bytes(program)
+        before = program.size_bytes
         todo = _fitting(
             context, [(u, g) for u, g in zip(uses, grids, strict=True) if g is not None and u.weight is not None]
         )
@@ -271,15 +271,11 @@ def _fitting(context: Context, wanted: list[tuple[Use, Grid]]) -> list[tuple[Use
 
 
 # ---------------------------------------------------------------------- facts
-def _size_bytes(program: Program) -> int:
-    return sum(w.size_bytes for w in {id(w): w for w in program.weights.values()}.values())
-
-
 def _facts(program: Program, uses: list[Use], done: list[tuple[Use, Grid]], before: int) -> dict[str, Any]:
     """Bytes of all weights before and after, and for each kind the weights that were packed and those that stay."""
     found: dict[str, Any] = {
         "bytes_before": before,
-        "bytes_after": _size_bytes(program),
+        "bytes_after": program.size_bytes,
         "bytes_quantized": 0,
         "kinds": {},
     }

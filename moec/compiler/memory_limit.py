@@ -68,7 +68,7 @@ def within_limit(source: Source, captured: Program, options: Options) -> Verify:
     most = options.max_ram
     if most is None:
         return options.verify
-    weights = sum(w.size_bytes for w in {id(w): w for w in captured.weights.values()}.values())
+    weights = captured.size_bytes
     base = own_bytes() + RUNTIME_BYTES
     least = base + streamed_bytes(captured, options)
     _require(least, most, f"compiling {source.text}")

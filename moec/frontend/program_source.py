@@ -35,7 +35,7 @@ class ProgramSource(Source):
         self.inputs = program.inputs
         known = self._home.domains if isinstance(self._home, Source) else token_domains(program)
         self.domains = {i.name: known.get(i.name) or named_domain(i.name) for i in program.inputs}
-        self.size_bytes = sum(w.size_bytes for w in {id(w): w for w in program.weights.values()}.values())
+        self.size_bytes = program.size_bytes
 
     @classmethod
     def opens(cls, model: Any, opening: Opening) -> bool:

@@ -119,6 +119,11 @@ class Program:
         )
 
     # ------------------------------------------------------------------ weights
+    @property
+    def size_bytes(self) -> int:
+        """Of all weights; one that has several names counts once."""
+        return sum(w.size_bytes for w in {id(w): w for w in self.weights.values()}.values())
+
     def weight_of(self, node: Any) -> Weight | None:
         """The weight that a `get_attr` node reads, None for any other node."""
         return self.weights.get(str(node.target)) if isinstance(node, fx.Node) and node.op == "get_attr" else None

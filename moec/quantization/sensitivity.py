@@ -169,7 +169,7 @@ def _squared_gradients(
 ) -> tuple[dict[fx.Node, Tensor], str]:
     """The squared gradient of the cross-entropy, summed over tokens, at each block's output: bfloat16 `[T, H]`; or why
     there is none."""
-    need = _RESERVE * sum(w.size_bytes for w in {id(w): w for w in program.weights.values()}.values())
+    need = _RESERVE * program.size_bytes
     if LOGITS not in program.outputs:
         return {}, f"the program has no {LOGITS}"
     if need > total_bytes() // 2:  # not what is free now: equal inputs have to give equal widths

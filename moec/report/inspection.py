@@ -117,7 +117,7 @@ def inspect_program(program: Program) -> Inspection:
         active,
         active - embedding,
         flops,
-        sum(w.size_bytes for w in {id(w): w for w in program.weights.values()}.values()),
+        program.size_bytes,
         context.misses + [Miss("dense FFN", n.name, why) for n, why in left],
     )
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moec.huggingface.compressed_floats import FORMS
 from moec.huggingface.formats.compressed_tensors import FORMAT, METHOD, PACKED, SCALE, SHAPE, ZERO
-from moec.huggingface.saving.float_tensors import check_common, float_tensors, form_of, weights_entry
+from moec.huggingface.saving.float_tensors import check_common, float_tensors, weights_entry
 from moec.huggingface.saving.schemes import EXPERT, Scheme, check_fused, most_common, schemes_of, tables_of
 from moec.program.program import META
 from moec.weights.lazy import Weight, from_tensor, rowwise, whole
@@ -129,7 +130,7 @@ def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
 
 
 def _form(scheme: Scheme) -> str:
-    return FORMAT if scheme.format == "int" else form_of(scheme)
+    return FORMS.get(scheme.format, FORMAT)
 
 
 def _targets(names: list[str]) -> list[str]:

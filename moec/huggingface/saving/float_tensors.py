@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.huggingface.compressed_floats import E4M3, FORMS, GLOBAL, PACKED, SCALE
+from moec.huggingface.compressed_floats import E4M3, GLOBAL, PACKED, SCALE
 from moec.huggingface.saving.schemes import FUSED, Scheme
 from moec.weights.lazy import Weight, rowwise, whole
 from moec.weights.weight import FloatCodes
@@ -54,11 +54,6 @@ def weights_entry(scheme: Scheme) -> dict[str, Any]:
         "block_structure": None,
         **own,
     }
-
-
-def form_of(scheme: Scheme) -> str:
-    """The name that the format has for it."""
-    return FORMS[scheme.format]
 
 
 def check_common(stored: Mapping[str, Weight], where: str) -> None:

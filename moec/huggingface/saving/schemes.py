@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moec.errors import MoecError
@@ -63,22 +63,15 @@ def most_common(modules: Mapping[str, Scheme | None]) -> Scheme | None:
     return next((scheme for scheme, _ in kinds.most_common(1)), None)
 
 
-def fused(modules: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """Paths, and the modules there that servers compute as one."""
-    together: dict[tuple[str, str], list[str]] = {}
-    for name in modules:
+def check_fused(modules: Mapping[str, Scheme | None], where: str) -> None:
+    """Raise M206 when modules that servers compute as one are stored differently."""
+    together: dict[tuple[str, str], set[Scheme | None]] = {}
+    for name, scheme in modules.items():
         experts, (path, _, leaf) = EXPERT.match(name), name.rpartition(".")
         keys = [(experts[1], "")] if experts else [(path, one) for one, parts in FUSED.items() if leaf in parts]
         for key in keys:
-            together.setdefault(key, []).append(name)
-    for (path, _), names in together.items():
-        yield path, names
-
-
-def check_fused(modules: Mapping[str, Scheme | None], where: str) -> None:
-    """Raise M206 when modules that servers compute as one are stored differently."""
-    for path, names in fused(modules):
-        schemes = {modules[name] for name in names}
+            together.setdefault(key, set()).add(scheme)
+    for (path, _), schemes in together.items():
         if len(schemes) > 1:
             said = " and ".join(sorted("unquantized" if s is None else str(s) for s in schemes))
             what = f"parts of {path} that servers compute as one are stored differently: {said}"

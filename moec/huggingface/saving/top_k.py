@@ -17,7 +17,7 @@ from moec.program.program import Program
 from moec.recognition.router_region import route_behind
 from moec.weights import lazy
 from moec.weights.lazy import Weight, decoded
-from moec.weights.weight import PackedWeight
+from moec.weights.weight import FloatCodes
 
 _COUNT, _SCALE, _NORMED = "num_experts_per_tok", "routed_scaling_factor", "norm_topk_prob"
 # architectures whose files hold an expert's matrices as `moec::experts` reads them, and that were tried
@@ -98,8 +98,6 @@ def _scaled(weight: Weight, factor: float) -> Weight:
     coded = weight.coded
     if coded is None:
         return lazy.scale(weight, factor)
-    if isinstance(coded, PackedWeight):
-        return decoded(replace(coded, scale=lazy.scale(coded.scale, factor)))
-    if coded.overall is None:
-        return decoded(replace(coded, scale=lazy.scale(coded.scale, factor)))
-    return decoded(replace(coded, overall=lazy.scale(coded.overall, factor)))
+    if isinstance(coded, FloatCodes) and coded.overall is not None:  # its scales are codes themselves
+        return decoded(replace(coded, overall=lazy.scale(coded.overall, factor)))
+    return decoded(replace(coded, scale=lazy.scale(coded.scale, factor)))
