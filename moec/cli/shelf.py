@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 from pathlib import Path
 from textwrap import shorten
@@ -47,12 +46,12 @@ def _rows(kind: str) -> dict[str, str]:
     if kind == "presets":
         return presets()
     group: registry.Group = "passes" if kind == "passes" else "backends"
-    return {name: _summary(registry.find(group, name)) for name in registry.names(group)}
+    return {name: _summary(registry.doc(group, name)) for name in registry.names(group)}
 
 
-def _summary(thing: Any) -> str:
+def _summary(doc: str) -> str:
     """The first sentence of what a pass or a target says of itself."""
-    paragraph = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+    paragraph = doc.split("\n\n")[0].replace("\n", " ")
     return re.split(r"(?<=[\w`)]\.) ", paragraph)[0].rstrip(".")
 
 
