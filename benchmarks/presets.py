@@ -294,10 +294,10 @@ def costs(rows: list[Row], preset: str) -> list[str]:
 
 
 def write_costs(rows: list[Row], folder: Path) -> None:
-    """Put what the presets cost into their files, behind the line that says what they do."""
+    """Put what the presets cost into their files, behind the line that says what they do; other comments stay."""
     for name in PRESETS:
         what, *rest = (folder / f"{name}.toml").read_text(encoding="utf-8").splitlines()
-        rest = rest[next(k for k, line in enumerate(rest) if not line.startswith("#")) :]
+        rest = [line for line in rest if line != HEAD and not line.startswith("#   ")]
         said = [HEAD, *(f"#   {line}" for line in costs(rows, name))]
         (folder / f"{name}.toml").write_text("\n".join([what, *said, *rest]) + "\n", encoding="utf-8")
 

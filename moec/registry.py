@@ -8,7 +8,10 @@ list. Third parties add their own with entry points of the groups `moec.passes`,
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
+import inspect
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -60,13 +63,41 @@ def find(group: Group, name: str) -> Any:
     if group == "sources":
         module_name, _, class_name = _SOURCES[name].partition(":")
         return getattr(importlib.import_module(module_name), class_name)
-    return getattr(module(group, name), "".join(part.capitalize() for part in name.split("-")))
+    return getattr(module(group, name), _place(group, name)[1])
 
 
 def module(group: Group, name: str) -> Any:
     """The module of a known name of a group; its class may be loaded later."""
+    return importlib.import_module(_place(group, name)[0])
+
+
+def doc(group: Group, name: str) -> str:
+    """The docstring of the class with a known name. It is read from the source, since to import a pass takes as long as
+    torch; the class is imported where its source does not tell."""
+    return _doc_in_source(*_place(group, name)) or inspect.getdoc(find(group, name)) or ""
+
+
+def _doc_in_source(module: str, name: str) -> str:
+    """The docstring of a class that stands in a module, or that the module imports by name; empty for any other."""
+    try:
+        spec = importlib.util.find_spec(module)  # it imports the packages around it
+        tree = ast.parse(Path(str(spec and spec.origin)).read_text(encoding="utf-8"))
+    except (ImportError, OSError, ValueError, SyntaxError):
+        return ""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return ast.get_docstring(node) or ""
+        if isinstance(node, ast.ImportFrom) and not node.level and name in [alias.name for alias in node.names]:
+            return _doc_in_source(str(node.module), name)
+    return ""
+
+
+def _place(group: Group, name: str) -> tuple[str, str]:
+    """The module of a known name, and the class's own name in it."""
     entry = _entry(group, name)
-    return importlib.import_module(entry.module if entry else f"{_PACKAGES[group]}.{name.replace('-', '_')}")
+    if entry is not None:
+        return entry.module, entry.attr
+    return f"{_PACKAGES[group]}.{name.replace('-', '_')}", "".join(part.capitalize() for part in name.split("-"))
 
 
 def _entry(group: Group, name: str) -> EntryPoint | None:

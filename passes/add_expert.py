@@ -23,14 +23,14 @@ from moec.recognition.router_region import NotARouter
 
 @dataclass(frozen=True)
 class AddExpert(Pass):
-    """Put the feed-forward networks of one more fine-tune behind the experts of a mixture (of `merge`, or of any that
-    chooses by softmax of a linear router), as a last expert of each layer.
+    """Add a fine-tune to a mixture, as a last expert of each layer.
 
-    Experts, rows of routers and all else that the mixture has stay as they are, bit for bit. What is new is the expert
-    and its row, in closed form (`moec.experts.added_row`): a token goes there where the row says more than all others,
-    so that the calibration names a text for the new model, called like its folder, and at least one of what the mixture
-    is for: `--calibration "med=c.txt,code=a.txt,law=b.txt"`. Layers are fitted in graph order, each to what the layers
-    before it, which have the new expert already, bring there. Attention, norms and embeddings are the mixture's.
+    The expert is its feed-forward networks. The mixture is of `merge`, or any that chooses by softmax of a linear
+    router. Experts, rows of routers and all else that the mixture has stay as they are, bit for bit. What is new is the
+    expert and its row, in closed form (`moec.experts.added_row`): a token goes there where the row says more than all
+    others, so that the calibration names a text for the new model, called like its folder, and at least one of what the
+    mixture is for: `--calibration "med=c.txt,code=a.txt,law=b.txt"`. Layers are fitted in graph order, each to what the
+    layers before it, which have the new expert already, bring there. Attention, norms and embeddings are the mixture's.
 
     Attributes:
         source: a folder, or a hub id in the local cache, of a fine-tune of what the mixture was made of; a LoRA adapter

@@ -27,9 +27,9 @@ _USUAL = {
 
 @dataclass(frozen=True)
 class CalibrateRouter(Pass):
-    """Fit routers anew after `quantize` (EAC-MoE's expert-selection calibration, arXiv 2508.01625, in the closed form
-    of `moec.experts.router_fit`).
+    """Fit routers anew after `quantize`, so that tokens find their experts again.
 
+    This is EAC-MoE's expert-selection calibration (arXiv 2508.01625), in the closed form of `moec.experts.router_fit`.
     Rounded weights move what routers read, and a token that lands at other experts is computed by weights that were
     trained for other tokens. In graph order, each router is fitted to give the untouched model's logits on what the
     quantized model hands it, with all routers before it fitted already. Every tenth window of the calibration text is

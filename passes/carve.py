@@ -31,13 +31,13 @@ _STEP = 1 / 32  # of the experts, by which less is given up until a budget is ke
 
 @dataclass(frozen=True)
 class Carve(Pass):
-    """Cut dense feed-forward networks into equal experts, of which a token uses `active`; it computes less, and says
-    something else where what is left out mattered.
+    """Cut dense feed-forward networks into equal experts, of which a token uses `active`.
 
-    Layers are cut in graph order, each on what the layers before it, already cut, bring to it. Experts are clusters of
-    neurons that go together; a router is fitted in closed form to how much each expert would add, and the last matrix
-    is fitted anew (see `moec.experts.carving`). The report holds, for each layer, what is lost, beside what static
-    pruning to as many neurons loses (FLAP, arXiv 2312.11983) and what a router that knows the outcome would.
+    The model computes less, and says something else where what is left out mattered. Layers are cut in graph order,
+    each on what the layers before it, already cut, bring to it. Experts are clusters of neurons that go together; a
+    router is fitted in closed form to how much each expert would add, and the last matrix is fitted anew (see
+    `moec.experts.carving`). The report holds, for each layer, what is lost, beside what static pruning to as many
+    neurons loses (FLAP, arXiv 2312.11983) and what a router that knows the outcome would.
 
     Attributes:
         experts: E, parts of each network.

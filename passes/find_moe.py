@@ -27,9 +27,10 @@ _ALL_RUN = "; all experts run for every token: each has a weight, and nothing ch
 
 @dataclass(frozen=True)
 class FindMoe(Pass):
-    """Recognise mixtures and routers: loops over experts, masks, dispatches and look-ups of weights; softmax, sigmoid
-    or raw logits; top-k, with correction bias and groups; renormalised, scaled or as they are.
+    """Recognise mixtures and routers, in whatever way the model writes them.
 
+    Mixtures are loops over experts, masks, dispatches and look-ups of weights. Routers take softmax, sigmoid or raw
+    logits, and the top-k of them, with correction bias and groups; weights are renormalised, scaled or as they are.
     Both are found by structure and proven by value, so a name means nothing to them. What no `moec::route` and
     `moec::experts` can say stays as it is: right, only less fused. Weights of a router come out in float32 (or wider)
     even where the model rounded them to 16 bits.

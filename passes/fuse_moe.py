@@ -24,10 +24,11 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class FuseMoe(Pass):
-    """Fuse `linear -> moec::route -> moec::experts` where router and experts read the same rows.
+    """Fuse a router and its experts into one operator where both read the same rows.
 
-    The logits are then computed in float32 whatever the model's dtype. Whatever else reads the logits, the ids or the
-    weights (a load-balancing loss, an output) keeps its own nodes.
+    `linear -> moec::route -> moec::experts` becomes `moec::moe`. The logits are then computed in float32 whatever the
+    model's dtype. Whatever else reads the logits, the ids or the weights (a load-balancing loss, an output) keeps its
+    own nodes.
     """
 
     def apply(self, program: Program, context: Context) -> int:

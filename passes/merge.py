@@ -25,14 +25,14 @@ BEST = "best"
 
 @dataclass(frozen=True)
 class Merge(Pass):
-    """Put the feed-forward networks of fine-tunes side by side as experts (as BTX does, arXiv 2403.07816), behind
-    routers that are fitted to tell their texts apart.
+    """Put the feed-forward networks of fine-tunes side by side, as experts of one model.
 
-    The calibration names a text for each model: `--calibration "code=a.txt,law=b.txt"`, called like the model's
-    folder. Layer by layer, each router is solved for in closed form, from what the network reads of each text once all
-    layers before it are merged (`moec.experts.merged_router`). What is outside of the networks (attention, norms,
-    embeddings) exists once; `best` measures on each model's held-out text which way of making one of several leaves it
-    nearest to itself (`moec.experts.merged_rest`). Models that are equal give their function exactly.
+    As BTX does (arXiv 2403.07816), but behind routers that are fitted to tell their texts apart. The calibration names
+    a text for each model: `--calibration "code=a.txt,law=b.txt"`, called like the model's folder. Layer by layer, each
+    router is solved for in closed form, from what the network reads of each text once all layers before it are merged
+    (`moec.experts.merged_router`). What is outside of the networks (attention, norms, embeddings) exists once; `best`
+    measures on each model's held-out text which way of making one of several leaves it nearest to itself
+    (`moec.experts.merged_rest`). Models that are equal give their function exactly.
 
     It makes a new model. That is what the engine is compared with: where an architecture of transformers holds it, as
     transformers runs it, else as the program in PyTorch.

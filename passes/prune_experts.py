@@ -24,12 +24,11 @@ from moec.registry import did_you_mean
 
 @dataclass(frozen=True)
 class PruneExperts(Pass):
-    """Drop experts, with their rows of the router; tokens that would have gone there go to the best of those that
-    remain.
+    """Drop experts, with their rows of the router.
 
-    Which are dropped is decided by a score that a calibration text gives them, in one run of the unpruned model
-    (`moec.experts.scores`). A text of one domain keeps the experts of that domain: calibrate on what the model is for.
-    Routing in groups keeps equal groups.
+    Tokens that would have gone there go to the best of those that remain. Which are dropped is decided by a score that
+    a calibration text gives them, in one run of the unpruned model (`moec.experts.scores`). A text of one domain keeps
+    the experts of that domain: calibrate on what the model is for. Routing in groups keeps equal groups.
 
     Attributes:
         keep: share of the experts that stay, above 0 and at most 1; an expert that is to go only in part stays.

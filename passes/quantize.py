@@ -32,8 +32,9 @@ aten, ops = torch.ops.aten, torch.ops.moec
 
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Replace weights by `moec::dequantize(packed, scale, zero)`; nothing else in the graph changes. Only `gptq` needs
-    data.
+    """Put weights in 2, 4 or 8 bits, or in small floats; routers and gates stay.
+
+    A weight becomes `moec::dequantize(packed, scale, zero)`. Only `gptq` and `budget_bits` need data.
 
     Matrices are told apart by structure: `experts`, `attention` (its projections), `dense` (all other linear layers),
     `embeddings` and `lm_head`. Routers, gates of shared experts, norms and biases stay as they are, whatever is asked:
@@ -59,8 +60,11 @@ class Quantize(Pass):
         format: `int`; or small floats, which PyTorch and TensorRT run, the latter on GPUs that have them: `fp8` (E4M3,
             one scale a weight), or `nvfp4` (E2M1, groups of 16) with `fp8` where 8 bits are asked for. They have no
             method but `rtn`, and no other groups.
-        experts, attention, dense, embeddings, lm_head: bits of one kind. By default as `bits`, but the head has at
-            least 8 (its error goes straight into the logits) and embeddings stay, being read a row a token.
+        experts: bits of the experts' matrices; without it `bits`, or what `budget_bits` gives each of them.
+        attention: bits of the projections of attention; without it `bits`.
+        dense: bits of all other linear layers, shared experts among them; without it `bits`.
+        embeddings: bits of tables that are read a row a token; without it they stay as they are.
+        lm_head: bits of the head; without it `bits`, but at least 8: its error goes straight into the logits.
         rules: patterns of weights' or modules' names to bits, or to tables of `bits`, `group`, `method`, `symmetric`,
             `format`, `positive_scales`; the first that fits decides, before the options of the kinds:
             `rules={"*.layers.0.*": 8, "*.down_proj": {"bits": 4, "group": 32}}`.

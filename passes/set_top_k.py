@@ -34,13 +34,13 @@ aten, ops = torch.ops.aten, torch.ops.moec
 
 @dataclass(frozen=True)
 class SetTopK(Pass):
-    """Send each token to its best `top_k` experts only: DS-MoE's way (arXiv 2404.05567), to train with many experts and
-    to run few, and the cheapest way to make a mixture faster.
+    """Send each token to its best `top_k` experts only.
 
-    Layers are changed in graph order, each on what the layers before it, already changed, bring to it. What is left of
-    a block's output is scaled by the factor that brings it nearest to what all experts gave, and weights that are raw
-    scores are renormalised where that brings it nearer. The report holds the error of each layer for every number of
-    experts.
+    It is DS-MoE's way (arXiv 2404.05567), to train with many experts and to run few, and the cheapest way to make a
+    mixture faster. Layers are changed in graph order, each on what the layers before it, already changed, bring to it.
+    What is left of a block's output is scaled by the factor that brings it nearest to what all experts gave, and
+    weights that are raw scores are renormalised where that brings it nearer. The report holds the error of each layer
+    for every number of experts.
 
     Attributes:
         top_k: experts a token; or a share below 1 of those that the model was made for, spread over the layers where it

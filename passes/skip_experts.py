@@ -24,14 +24,13 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class SkipExperts(Pass):
-    """For each sequence of a call, experts that fewer tokens chose than a share of the mean get the mixing weight 0
-    there (PESF, EAC-MoE, arXiv 2508.01625 §4): of l tokens that go to K of N experts each, those with fewer than `alpha
-    * l * K / N`.
+    """Leave out, for each sequence of a call, experts that few of its tokens chose.
 
-    Kernels need not compute what weighs nothing. Padding counts for nothing. A call of one new token is left as it is,
-    since one choice is more than any share of the mean; so this changes how prompts are read, never how texts are
-    continued. What a prompt's first tokens become then depends on its last, and a prompt in chunks is not the same as
-    in one go.
+    Those that fewer tokens chose than a share of the mean get the mixing weight 0 there (PESF, EAC-MoE, arXiv
+    2508.01625 §4): of l tokens that go to K of N experts each, those with fewer than `alpha * l * K / N`. Kernels need
+    not compute what weighs nothing. Padding counts for nothing. A call of one new token is left as it is, since one
+    choice is more than any share of the mean; so this changes how prompts are read, never how texts are continued. What
+    a prompt's first tokens become then depends on its last, and a prompt in chunks is not the same as in one go.
 
     Attributes:
         alpha: share of the mean, above 0 and at most 1. 0.3 is mild where routing is uneven; even routing loses much

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,22 @@ def test_every_file_of_passes_is_a_pass_of_its_name() -> None:
 def test_backends() -> None:
     assert "onnxruntime" in registry.names("backends")
     assert registry.find("backends", "onnxruntime")().name == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group in ("passes", "backends") for name in registry.names(group)]
+)
+def test_what_a_class_says_of_itself_stands_in_its_source(group: registry.Group, name: str) -> None:
+    said = inspect.getdoc(registry.find(group, name))
+    assert said and registry._doc_in_source(*registry._place(group, name)) == said == registry.doc(group, name)
+
+
+def test_a_class_whose_source_does_not_tell_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "class Said:\n    'Read as it stands.'\nMade = type('Made', (), {'__doc__': 'Made by a call.'})\n"
+    install(tmp_path, monkeypatch, code, passes="made = theirs:Made\nsaid = theirs:Said")
+    assert registry._doc_in_source("theirs", "Said") == registry.doc("passes", "said") == "Read as it stands."
+    assert "theirs" not in sys.modules and registry._doc_in_source("theirs", "Made") == ""
+    assert registry.doc("passes", "made") == "Made by a call."
 
 
 @pytest.mark.parametrize(

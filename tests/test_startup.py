@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import moec
 from moec.cli import VERBS
 from moec.startup import RARELY, late, seldom_collected, swapped
 
@@ -75,7 +76,7 @@ def test_a_value_is_another_one_within_and_itself_again_afterwards() -> None:
 HELP = """
 import sys
 from moec.cli import VERBS, main
-for arguments in ([], ["--help"], ["--version"], ["completion", "bash"], *([verb, "--help"] for verb in VERBS)):
+for arguments in ([], ["--help"], ["--version"], ["completion", "bash"], ["ls"], *([verb, "--help"] for verb in VERBS)):
     try:
         main(arguments)
     except SystemExit as end:
@@ -84,9 +85,9 @@ for arguments in ([], ["--help"], ["--version"], ["completion", "bash"], *([verb
 """
 
 
-def test_no_help_imports_what_takes_seconds() -> None:
+def test_no_help_and_no_list_imports_what_takes_seconds() -> None:
     said = [line for line in _printed(HELP).splitlines() if line.startswith("slow:")]
-    assert len(said) == 4 + len(VERBS)
+    assert len(said) == 5 + len(VERBS)
     assert [line for line in said if not line.endswith(" []")] == []
 
 
@@ -132,6 +133,14 @@ def test_inspect_captures_once_and_imports_no_backend_no_solver_and_no_graph_lib
     unused = f"{NEVER} onnx onnxscript onnxruntime moec.compiler.compile moec.proof.verification moec.report.page"
     printed = _printed(DONE + AFTERWARDS, unused, "inspect", str(mixtral))
     assert printed.splitlines()[-2:] == ["done: 1 0 []", "[1, 0] 0"]
+
+
+def test_inspect_of_a_model_that_was_captured_before_traces_nothing(
+    mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOEC_CACHE_DIR", str(tmp_path))
+    moec.inspect(str(mixtral))
+    assert _printed(DONE, NEVER, "inspect", str(mixtral)).endswith("done: 0 0 []\n")
 
 
 def test_a_compile_traces_twice_and_opens_one_session(mixtral: Path, tmp_path: Path) -> None:

@@ -60,9 +60,13 @@ class Step(ir.passes.InPlacePass):  # type: ignore[misc]
 
     def call(self, model: ir.Model) -> StepResult:
         """Apply the step in place."""
-        before = _state(model)
+        return self.apply(model, _state(model))[0]
+
+    def apply(self, model: ir.Model, before: list[Any]) -> tuple[StepResult, list[Any]]:
+        """The same, given the model's state, see `_state`; returns the next one, too."""
         found = self._apply(model, *self._arguments)
-        return StepResult(model, _state(model) != before, {self._facts: found} if self._facts else {}, self.purpose)
+        after = _state(model)
+        return StepResult(model, after != before, {self._facts: found} if self._facts else {}, self.purpose), after
 
 
 def each_step(model: ir.Model, steps: Sequence[Step]) -> Iterator[tuple[str, StepResult]]:
@@ -70,9 +74,9 @@ def each_step(model: ir.Model, steps: Sequence[Step]) -> Iterator[tuple[str, Ste
     when a step leaves a malformed graph, and what the steps raise."""
     yield EXPORT, StepResult(model, True, purpose="The program in ONNX, operators of moec's dialect as opaque nodes.")
     check_graph(model, EXPORT)
+    state = _state(model)
     for step in steps:
-        result = step(model)
-        assert isinstance(result, StepResult)
+        result, state = step.apply(model, state)
         yield step.name, result
         check_graph(model, step.name)
 

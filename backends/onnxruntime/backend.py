@@ -28,10 +28,10 @@ PACKAGES = ("onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript")
 
 
 class Onnxruntime(Backend):
-    """ONNX Runtime 1.31 or newer, on processors (`onnxruntime`, or `onnxruntime:cpu`) and on NVIDIA's GPUs
-    (`onnxruntime:cuda`).
+    """ONNX Runtime 1.31 or newer, on processors and on NVIDIA's GPUs.
 
-    With `tf32=true` an engine is compared as half precision is, whose mantissa is as long.
+    `onnxruntime`, or `onnxruntime:cpu`, is for processors, `onnxruntime:cuda` for GPUs; `onnxruntime:precision=fp16`
+    says an option. With `tf32=true` an engine is compared as half precision is, whose mantissa is as long.
     """
 
     name = "onnxruntime"

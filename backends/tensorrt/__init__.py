@@ -15,7 +15,7 @@ __all__ = ["DEVICES", "OPTIONS", "Tensorrt", "TensorrtRtx"]
 
 def __getattr__(name: str) -> Any:
     if name in ("Tensorrt", "TensorrtRtx"):
-        from moec.backends.tensorrt import backend
+        from moec.backends.tensorrt.backend import Tensorrt, TensorrtRtx
 
-        return getattr(backend, name)
+        return Tensorrt if name == "Tensorrt" else TensorrtRtx
     raise AttributeError(f"module 'moec.backends.tensorrt' has no attribute {name!r}")

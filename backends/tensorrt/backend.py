@@ -41,8 +41,11 @@ _LATER = "`moec compile --no-build` writes here what `moec build` finishes there
 
 
 class Tensorrt(Backend):
-    """TensorRT 10.16 or newer, built on the GPU that an engine is for: `tensorrt[:smNN]`, options as `moec explain
-    tensorrt` lists them and docs/tensorrt.md says what they do."""
+    """TensorRT 10.16 or newer, built on the GPU that an engine is for.
+
+    `tensorrt:sm90` names that GPU's architecture, `tensorrt` alone means the GPU that is here. docs/tensorrt.md says
+    how mixtures run and what is refused.
+    """
 
     name = "tensorrt"
     constants_file = "model.onnx, which the plan is built from"
@@ -245,7 +248,11 @@ class Tensorrt(Backend):
 
 
 class TensorrtRtx(Tensorrt):
-    """TensorRT-RTX 1.7 or newer, built without a GPU: `tensorrt-rtx[:sm86,sm89,sm120]`, options as `tensorrt`'s."""
+    """TensorRT-RTX 1.7 or newer, built without a GPU.
+
+    `tensorrt-rtx:sm89,sm120` names the architectures that the engine runs on, `tensorrt-rtx` alone all that there are.
+    docs/tensorrt.md says how mixtures run and what is refused.
+    """
 
     name = "tensorrt-rtx"
     edition = RTX

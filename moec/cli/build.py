@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from moec import registry
 from moec.cli import completing
 from moec.cli.config import read_config
 from moec.cli.console import common, emit, progress, say, say_verdict
+from moec.cli.examples import example_of
 from moec.cli.overrides import config_option, overridden, set_option
 from moec.cli.script import script
 from moec.cli.settings import given_settings, run_option, setting_options, text_options, trust_options
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 @click.command("compile")
 @click.argument("model", required=False, shell_complete=completing.files)
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The engine folder to write.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The engine folder to write.  [required]")
 @config_option("A TOML file with any of the settings below, or the name of a preset. The command line overrides it.")
 @click.option(
     "--from",
@@ -68,7 +70,7 @@ def compile_command(
     context: click.Context,
     /,
     model: str | None,
-    out: Path,
+    out: Path | None,
     manifest: Path | None,
     config: Path | None,
     overrides: tuple[str, ...],
@@ -92,7 +94,7 @@ def compile_command(
     Settings come from --config, or from --from; an option that is given on the command line takes their place, also
     where it says the default. --pass replaces all passes of the file, --set a single option of one of them.
     """
-    _refuse_together(model, manifest, config)
+    out = _folder(out, model, manifest, config)
     given = given_settings(context)
     settings = {**(read_config(config) if config else {}), **given}
     settings = overridden(settings, overrides, given, lambda: _recorded(manifest))
@@ -159,16 +161,22 @@ def with_precision(target: Target, precision: str) -> Target:
     return dataclasses.replace(target, options={**target.options, "precision": precision})
 
 
-def _refuse_together(model: str | None, manifest: Path | None, config: Path | None) -> None:
-    """Raise M201 unless one thing says what to compile, and one file how."""
+def _folder(out: Path | None, model: str | None, manifest: Path | None, config: Path | None) -> Path:
+    """Where the engine goes. Raise M201 unless one thing says what to compile, and one file how."""
     ways = "moec compile MODEL -o FOLDER, or moec compile --from moec.json -o FOLDER"
     if model is None and manifest is None:
-        raise MoecError("M201", "no MODEL was given", "moec compile", ways)
+        fix = example_of("compile", "see `moec compile --help`")
+        raise MoecError("M201", "no MODEL was given", "moec compile", fix)
     if model is not None and manifest is not None:
         raise MoecError("M201", "MODEL and --from both say what to compile", "moec compile", ways)
     if config is not None and manifest is not None:
         fix = "give what differs from the manifest as options"
         raise MoecError("M201", "--config and --from both say how to compile", "moec compile", fix)
+    if out is None:
+        what = ["--from", str(manifest)] if model is None else [model]
+        fix = f"write {shlex.join(['moec', 'compile', *what, '-o', 'engine/'])}"
+        raise MoecError("M201", "no folder for the engine was given", "moec compile", fix)
+    return out
 
 
 @click.command("build")

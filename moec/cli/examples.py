@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
+from moec.files.nearby import model_in
+
 # verb -> commands and what each is for
 EXAMPLES: dict[str, dict[str, str]] = {
     "compile": {
@@ -111,6 +116,7 @@ STATUS = (
     "Exit status: 0 ok, 1 the result is not acceptable, 2 wrong usage or unsupported model, 3 missing runtime or "
     "hardware, 70 a bug of moec."
 )
+_MODEL = "mixtral/"  # how the examples call a model
 _WIDE = 44  # a longer command has its explanation on the next line
 
 
@@ -122,9 +128,18 @@ def epilogue(verb: str) -> str:
 
 
 def example_of(verb: str, otherwise: str) -> str:
-    """Advice for who left out what a verb needs: its first example."""
+    """Advice for who left out what a verb needs: its first example, with a model that lies here in the place of the
+    example's own."""
     first = next(iter(EXAMPLES.get(verb, {})), "")
-    return f"write for example {first}; {otherwise}" if first else otherwise
+    if not first:
+        return otherwise
+    if _MODEL not in first.split():
+        return f"write for example {first}; {otherwise}"
+    here = model_in(Path())
+    if here is None:
+        return f"write for example {first}, where {_MODEL} is the folder of a model; {otherwise}"
+    found = shlex.quote(f"{here}/" if here.is_dir() else str(here))
+    return f"write for example {first.replace(_MODEL, found)}; {otherwise}"
 
 
 def _lines(command: str, what: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -130,7 +131,8 @@ def plan_command(
         state=state,
         **serving,
     )
-    compiled = foresee(paper, pipeline, targets or ("onnxruntime",)) if pipeline.passes or targets else []
+    said, wanted = _said(config, passes, overrides), targets or ("onnxruntime",)
+    compiled = foresee(paper, pipeline, wanted, said) if pipeline.passes or targets else []
     advice = advise(found)
     if html:
         publish(html, _page(found, model, compiled), PLAN_PAGE)
@@ -165,6 +167,15 @@ def _asked(
         raise MoecError("M201", f"{other[0]} is nothing to a plan", "--set", fix)
     text = str(found.get("target", ""))
     return SETTINGS["pipeline"].read(found.get("pipeline", "")), targets or ((text,) if text else ())
+
+
+def _said(config: Path | None, passes: tuple[str, ...], overrides: tuple[str, ...]) -> str:
+    """How `moec compile` is told the same where a file or a preset says it; the target has an option of its own."""
+    if config is None:
+        return ""
+    kept = [text for text, said in zip(overrides, read_said(overrides), strict=True) if said.path != ("target",)]
+    options = [("--config", str(config)), *(("--pass", text) for text in passes), *(("--set", text) for text in kept)]
+    return " ".join(map(shlex.join, options))
 
 
 def _page(found: Estimate, model: str, compiled: Sequence[Foreseen]) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from moec.compiler.shelf import Kept
 
 _COLUMNS = ("engine", "target", "max |d|/std", "size", "age", "verdict")
+_WIDTH = 100  # columns of a line that says what something is
+_REST = "moec explain NAME  says the rest of each"
 _AGES = ((86400 * 2, 86400, "days"), (3600 * 2, 3600, "hours"), (60 * 2, 60, "minutes"), (0, 1, "seconds"))
 
 
@@ -33,26 +35,31 @@ def ls_command(what: str | None, as_json: bool, quiet: bool) -> None:
         _engines(Path(what), as_json)
     elif what is not None:
         rows = _rows(what)
-        emit({what: rows}) if as_json else say(_table(rows))
+        emit({what: rows}) if as_json else say(f"{_table(rows)}\n\n{_REST}")
     else:
         every = {kind: _rows(kind) for kind in KINDS}
-        emit(every) if as_json else say("\n\n".join(f"{kind}\n{_table(rows)}" for kind, rows in every.items()))
+        tables = [f"{kind}\n{_table(rows)}" for kind, rows in every.items()]
+        emit(every) if as_json else say("\n\n".join([*tables, _REST]))
 
 
 def _rows(kind: str) -> dict[str, str]:
     if kind == "presets":
         return presets()
     group: registry.Group = "passes" if kind == "passes" else "backends"
-    return {name: _summary(registry.find(group, name)) for name in registry.names(group)}
+    return {name: _summary(registry.doc(group, name)) for name in registry.names(group)}
 
 
-def _summary(thing: Any) -> str:
-    paragraph = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
-    return re.split(r"(?<=\w\.) ", paragraph)[0].rstrip(".")
+def _summary(doc: str) -> str:
+    """The first sentence of what a pass or a target says of itself."""
+    paragraph = doc.split("\n\n")[0].replace("\n", " ")
+    return re.split(r"(?<=[\w`)]\.) ", paragraph)[0].rstrip(".")
 
 
 def _table(rows: dict[str, str]) -> str:
-    return "\n".join(f"{name:<16} {line}" for name, line in rows.items())
+    """A line each. Those of other packages may have longer sentences, which are cut."""
+    heads = {name: f"{name:<16} " for name in rows}
+    lines = {name: shorten(line, max(_WIDTH - len(heads[name]), 20), placeholder=" …") for name, line in rows.items()}
+    return "\n".join(heads[name] + lines[name] for name in rows)
 
 
 def _engines(folder: Path, as_json: bool) -> None:

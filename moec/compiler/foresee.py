@@ -56,7 +56,10 @@ class Foreseen:
 
 
 def foresee(
-    model: str | Path | Rehearsals, pipeline: str | Pipeline = "", targets: Sequence[str] = ("onnxruntime",)
+    model: str | Path | Rehearsals,
+    pipeline: str | Pipeline = "",
+    targets: Sequence[str] = ("onnxruntime",),
+    said: str = "",
 ) -> list[Foreseen]:
     """Rehearse a compilation for every target; no weight is read, and no runtime has to be installed.
 
@@ -64,6 +67,7 @@ def foresee(
         model: a config.json, a folder that holds one, or a hub id in the local cache; or what was captured of one.
         pipeline: passes, as for `moec compile`.
         targets: as for `moec compile`.
+        said: how a command says these passes, where it is not `--pass`: `--config int4`.
 
     Raises:
         MoecError: M201 for a model without a config, M202 for an unknown target or pass; what the model's own reading
@@ -71,10 +75,11 @@ def foresee(
     """
     paper = model if isinstance(model, Rehearsals) else Rehearsals(model)
     passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
-    return [_for_target(paper, passes, Target.parse(text)) for text in targets]
+    said = said or (f"--pass {shlex.quote(str(passes))}" if list(passes) else "")
+    return [_for_target(paper, passes, Target.parse(text), said) for text in targets]
 
 
-def _for_target(paper: Rehearsals, pipeline: Pipeline, target: Target) -> Foreseen:
+def _for_target(paper: Rehearsals, pipeline: Pipeline, target: Target, said: str) -> Foreseen:
     backend: Backend = registry.find("backends", target.backend)()
     text, refused = _opened(paper)
     refused = refused or backend.options(target)
@@ -89,10 +94,9 @@ def _for_target(paper: Rehearsals, pipeline: Pipeline, target: Target) -> Forese
             steps, refused = [_step(plan) for plan in found.plans], list(found.refusals)
             options = Options(target=target, pipeline=pipeline)
             taken = None if refused else effort(paper, backend.precision(target), found.plans, options)
-    passes = f" --pass {shlex.quote(str(pipeline))}" if list(pipeline) else ""
-    command = f"moec compile {shlex.quote(paper.model)} --target {shlex.quote(str(target))}{passes} -o engine/"
+    words = ["moec compile", shlex.quote(paper.model), "--target", shlex.quote(str(target)), said, "-o engine/"]
     reasons = tuple((f"{r.reason} ({r.where})", r.fix) for r in refused)
-    return Foreseen(str(target), text, tuple(steps), reasons, command, taken)
+    return Foreseen(str(target), text, tuple(steps), reasons, " ".join(filter(None, words)), taken)
 
 
 def _opened(paper: Rehearsals) -> tuple[str, list[Refusal]]:

@@ -1,4 +1,4 @@
-"""What lies beside a path that does not exist, and may have been meant."""
+"""What lies beside a path that does not exist, and may have been meant; and which models lie in a folder."""
 
 from __future__ import annotations
 
@@ -40,3 +40,11 @@ def is_model(place: Path) -> bool:
     if place.is_dir():
         return any((place / name).is_file() for name in ("config.json", "adapter_config.json", "program.json"))
     return place.suffix in (".py", ".pt2", ".gguf")
+
+
+def model_in(folder: Path) -> Path | None:
+    """The first model by name that lies in a folder, and that a path alone names: no Python file, and no engine."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        places = sorted(folder / entry.name for entry in islice(entries, _MOST))
+        return next((p for p in places if is_model(p) and p.suffix != ".py" and not (p / "moec.json").exists()), None)
+    return None

@@ -113,13 +113,19 @@ def _exported(model: nn.Module, inputs: dict[str, Tensor], shapes: Any, strict: 
         )
 
 
+def import_export() -> None:
+    """Import what torch.export traces with, and not the graph library of one of its partitioners. torch imports it by
+    itself where symbolic sizes are made, a kept capture's too."""
+    with late("networkx"):
+        import torch.export._trace  # noqa: F401
+
+
 @contextlib.contextmanager
 def shapes_worked_out() -> Iterator[None]:
     """Within, torch works out the shape of each operator's output anew, not from its cache: with sizes that are symbols
     an entry takes longer to make and to check than the shape, and few are used twice. Nor does it note in which order
     each output lies in memory, which takes as long as the shape, and which nobody here asks of a node."""
-    with late("networkx"):
-        import torch.export._trace
+    import_export()
     from torch.fx.experimental import proxy_tensor
 
     extract = "_extract_tensor_metadata"

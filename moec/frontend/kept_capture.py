@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from moec.files import kept
-from moec.frontend.export import capture
+from moec.frontend.export import capture, import_export
 from moec.frontend.fingerprint import fingerprint, tensor_forms
 from moec.frontend.plain_graph import GraphReader, plain_graph
 from moec.frontend.plain_sizes import NotPlainError, Plain
@@ -178,6 +178,7 @@ def recall_capture(key: str, source: str, weights: Mapping[str, Weight], model: 
     found = recall(key)
     if found is None:
         return None
+    import_export()
     try:
         facts = json.loads(found.pop(FACTS).numpy().tobytes())
         return Kept(_program(facts, found, source, weights, model), facts["note"])

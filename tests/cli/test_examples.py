@@ -52,6 +52,30 @@ def test_a_wrong_example_is_seen() -> None:
     assert "Examples" not in epilogue("nothing")
 
 
+def test_who_names_no_model_is_told_a_command_that_works(
+    cli: CommandLine, mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli("compile", status=2)
+    assert "no MODEL was given" in cli.err and "mixtral/ is the folder of a model" in cli.err
+    Path("an engine").mkdir()
+    for name in ("config.json", "moec.json"):
+        Path("an engine", name).write_text("{}")
+    Path("my model").symlink_to(mixtral)  # the only model that lies here
+    assert "parameters" in cli(*_advised(cli, "inspect"))
+    cli(*_advised(cli, "compile"), "--gen-script", "script.py")
+    cli(*_advised(cli, "compile", "my model/"), "--gen-script", "again.py")
+    assert Path("again.py").read_text() == Path("script.py").read_text()
+
+
+def _advised(cli: CommandLine, *incomplete: str) -> list[str]:
+    """The command that the answer to an incomplete one advises, without `moec`."""
+    cli(*incomplete, status=2)
+    found = re.search(r"  fix:   write (for example )?moec (.*?)(;|$)", cli.err, re.M)
+    assert found is not None and len(cli.err.splitlines()) == 3
+    return shlex.split(found[2])
+
+
 @pytest.mark.parametrize(
     ("command", "meant"),
     [

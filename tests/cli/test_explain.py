@@ -33,6 +33,18 @@ def test_every_option_of_every_pass_is_explained(name: str) -> None:
     assert all(f"  {key}: {option['type']}  [default: " in text for key, option in data["options"].items())
 
 
+@pytest.mark.parametrize("name", registry.names("passes"))
+def test_no_two_options_of_a_pass_are_explained_in_the_same_words(name: str) -> None:
+    meanings = [option["meaning"] for option in explain(name)[0]["options"].values()]
+    assert len(set(meanings)) == len(meanings)
+
+
+@pytest.mark.parametrize("name", [*registry.names("passes"), *registry.names("backends")])
+def test_no_explanation_begins_with_where_to_read_it(name: str) -> None:
+    first = explain(name)[0]["doc"].split("\n\n")[0]
+    assert first.endswith(".") and "moec explain" not in first
+
+
 def test_a_docstring_is_divided_into_what_it_says_and_its_attributes() -> None:
     doc = "Do it.\n\nMore of it.\n\nAttributes:\n    a, b: numbers of it,\n        e.g. `x: 3`.\n    c: the rest."
     assert divided(doc) == (

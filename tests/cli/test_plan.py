@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -104,6 +105,18 @@ def test_a_target_that_takes_it_gets_a_command_and_one_that_does_not_a_reason(cl
     ends = r"  \d\d seconds \(a core of its own, no proof\) to \d minutes \(cores that others use too, a proof\),"
     assert re.search(rf"{ends}\n  longer where passes fit", text)
     assert "onnxruntime:x=1: refused" in text and "fix: options are precision=" in text
+
+
+def test_a_preset_stays_its_name_in_the_command(cli: Cli, tmp_path: Path) -> None:
+    path = configs.write(tmp_path, configs.MIXTRAL | {"num_hidden_layers": 1})
+    asked = ("--config", "int4", "--set", "quantize.group=32", "--set", "target=onnxruntime:cpu")
+    command = cli("plan", path, *asked).splitlines()[-1].strip()
+    words = f"moec compile {path} --target onnxruntime:cpu --config int4 --set quantize.group=32 -o engine/"
+    assert command == words
+    script = tmp_path / "script.py"
+    cli(*shlex.split(command)[1:], "--gen-script", script)  # it is taken as it stands
+    compile(script.read_text(), script, "exec")
+    assert "method='hqq'" in script.read_text().replace('"', "'") and "32" in script.read_text()
 
 
 def test_another_model_has_positions_of_its_own(cli: Cli, tmp_path: Path) -> None:

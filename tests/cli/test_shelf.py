@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from moec.cli.shelf import _table
 from tests.command_line import Cli
 
 
@@ -17,6 +18,19 @@ def test_ls(cli: Cli, what: str, name: str) -> None:
     rows = cli.json("ls", what)[what]
     assert rows[name] and name in cli("ls", what)
     assert cli.json("ls")[what] == rows and rows[name] in cli("ls")
+
+
+def test_ls_has_a_line_for_each_and_says_where_the_rest_is(cli: Cli) -> None:
+    every, lines = cli.json("ls"), cli("ls").splitlines()
+    for name, what in (row for rows in every.values() for row in rows.items()):
+        (line,) = [line for line in lines if line.startswith(f"{name} ")]
+        assert line == f"{name:<16} {what}" and len(line) <= 100
+    assert "moec explain NAME" in lines[-1] and len(lines) == sum(map(len, every.values())) + 7
+
+
+def test_a_long_sentence_of_another_package_is_cut() -> None:
+    short, long = _table({"short": "Says it.", "long": "word " * 40}).splitlines()
+    assert short.endswith(" Says it.") and long.endswith("word …") and len(long) <= 100
 
 
 def test_ls_of_a_folder(cli: Cli, mixtral_engine: Path, tmp_path: Path) -> None:
