@@ -149,9 +149,7 @@ class Biased(PreTrainedModel):
         heads = self.embed(input_ids).unflatten(-1, (2, -1)).transpose(1, 2)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, sdpa_attention_forward)
         extra = (
-            {"slopes": heads.new_ones(1, 1, heads.shape[2], heads.shape[2])}
-            if self.config.tie_word_embeddings
-            else {}
+            {"slopes": heads.new_ones(1, 1, heads.shape[2], heads.shape[2])} if self.config.tie_word_embeddings else {}
         )
         return BaseModelOutput(attention(self, heads, heads, heads, None, **extra)[0].flatten(2))
 
