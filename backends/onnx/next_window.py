@@ -2,8 +2,8 @@
 
 transformers keeps the last W inputs of each channel, or those before a text's end where padding follows it: a
 concatenation, and a look-up of each number. The operator's second result is the last W of all. Measured on a CPU (one
-thread, 3,072 channels, kernel 4, W = 4), convolution and window for one token: 88 µs by concatenation and look-up, 39 by
-the operator. So an `If` takes the operator's where no text ends before the call does, and looks up where one does.
+thread, 3,072 channels, kernel 4, W = 4), convolution and window for one token: 88 µs by concatenation and look-up, 39
+by the operator. So an `If` takes the operator's where no text ends before the call does, and looks up where one does.
 """
 
 from __future__ import annotations
