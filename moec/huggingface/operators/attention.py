@@ -37,13 +37,20 @@ def use_moec_attention(model: Any) -> bool:
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    if not getattr(model, "_supports_attention_backend", False):
+    if not _asks_the_interface(model):
         return False
     name = AS_TRANSFORMERS if any(hasattr(m, PADDING_LOOKS) for m in model.modules()) else IMPLEMENTATION
     AttentionInterface.register(name, _forward)
     AttentionMaskInterface.register(name, _mask if name == IMPLEMENTATION else _mask_of_places)
     model.set_attn_implementation(name)
     return True
+
+
+def _asks_the_interface(model: Any) -> bool:
+    """Whether a model's attention is the implementation that is set, as its class says, or its source: not every class
+    that asks the interface says so (Qwen3-Next, Jamba, Nemotron-H)."""
+    said = bool(getattr(model, "_supports_attention_backend", False))
+    return said or bool(getattr(model, "_can_set_attn_implementation", bool)())
 
 
 def _mask_of_places(*args: Any, **kwargs: Any) -> Tensor:
@@ -123,6 +130,8 @@ def _forward(
     s_aux: Tensor | None = None,
     indices: Tensor | None = None,
     block_indices: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    sinks: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The attention implementation: what transformers calls instead of its own. Raises M206 for an argument that the
@@ -151,8 +160,12 @@ def _forward(
             attention_mask, block_indices, module.indexer.block_size, query.shape[1], key.shape[2]
         )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    scores = attention_mask if position_bias is None else _biased(attention_mask, position_bias)
+    if sinks is not None:
+        key, value, scores = _with_sink_as_key(key, value, scores, sinks)
+        causal = False  # that key comes after all tokens
     result = torch.ops.moec.attention(
-        query, key, value, attention_mask, s_aux, scale=float(scale), softcap=float(softcap or 0.0), causal=causal
+        query, key, value, scores, s_aux, scale=float(scale), softcap=float(softcap or 0.0), causal=causal
     )
     if getattr(module, PADDING_COUNTS, False) and block_indices is None and attention_mask is not None:
         result = result.masked_fill(~attention_mask.any(-1).permute(0, 2, 1).unsqueeze(-1), 0.0)
@@ -175,6 +188,21 @@ def _only_in(mask: Tensor | None, blocks: Tensor, size: int, heads: int, length:
     chosen = chosen.scatter(-1, torch.where(blocks < 0, count, blocks), True)
     chosen = chosen[..., torch.arange(length, device=blocks.device) // size]
     return _both(mask, chosen.repeat_interleave(heads // blocks.shape[1], dim=1))
+
+
+def _biased(mask: Tensor | None, bias: Tensor) -> Tensor:
+    """A mask that adds a bias of the model's own to the scores `[B, N, S, T]` of what may be seen (Inkling)."""
+    if mask is None:
+        return bias
+    return bias.masked_fill(~mask, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else bias + mask
+
+
+def _with_sink_as_key(key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A sink for each token and head `[B, N, S, 1]` as one more key of zeros, with the sink as its score and a value of
+    zeros (Inkling 2)."""
+    longer = (torch.cat([t, t.new_zeros((*t.shape[:2], 1, t.shape[3]))], dim=2) for t in (key, value))
+    seen = _biased(mask, sinks.new_zeros(*sinks.shape[:3], key.shape[2]))
+    return *longer, torch.cat([seen, sinks.to(seen.dtype)], dim=-1)
 
 
 def _both(mask: Tensor | None, chosen: Tensor) -> Tensor:

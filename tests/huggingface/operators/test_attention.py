@@ -62,13 +62,46 @@ def test_padding_takes_no_room_in_a_window() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "reason"), [({"position_bias": torch.zeros(1)}, "position_bias"), ({}, "causal mask of the kernel's own")]
+    ("extra", "reason"), [({"slopes": torch.zeros(1)}, "slopes"), ({}, "causal mask of the kernel's own")]
 )
 def test_what_the_operator_cannot_express_is_refused(extra: dict[str, Any], reason: str) -> None:
     module, heads = SimpleNamespace(is_causal=True), torch.zeros(1, 2, 3, 4)
     with pytest.raises(MoecError, match=reason) as caught:
         _forward(module, heads, heads, heads, None, scaling=1.0, **extra)
     assert caught.value.code == "M206" and "--no-cache" in caught.value.fix
+
+
+def drawn(*sizes: int) -> Tensor:
+    return torch.randn(*sizes, generator=torch.Generator().manual_seed(sum(sizes)))
+
+
+@pytest.mark.parametrize("kind", ["bias", "sinks", "bias and sinks"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_bias_and_a_sink_of_each_token_are_in_the_scores(kind: str, masked: bool) -> None:
+    """Inkling's forms; each of the two changes the result, so that one left out would be seen."""
+    query, key, value = drawn(2, 4, 3, 8), drawn(2, 2, 5, 8), drawn(2, 2, 5, 6)
+    bias = drawn(2, 4, 3, 5) if "bias" in kind else None
+    sinks = drawn(2, 4, 3, 1) if "sinks" in kind else None
+    mask = torch.ones(2, 1, 3, 5, dtype=torch.bool).tril(2) if masked else None
+
+    def want(bias: Tensor | None, sinks: Tensor | None) -> Tensor:
+        scores = query @ key.repeat_interleave(2, 1).mT * 0.3 + (0 if bias is None else bias)
+        scores = scores if mask is None else scores.masked_fill(~mask, -1e30)
+        scores = scores if sinks is None else torch.cat([scores, sinks], -1)
+        return (scores.softmax(-1)[..., :5] @ value.repeat_interleave(2, 1)).transpose(1, 2)
+
+    module = SimpleNamespace(is_causal=False)
+    got, _ = _forward(module, query, key, value, mask, scaling=0.3, position_bias=bias, sinks=sinks)
+    assert torch.allclose(got, want(bias, sinks), atol=1e-5)
+    for less in {(None, sinks), (bias, None)} - {(bias, sinks)}:
+        assert not torch.allclose(got, want(*less), atol=1e-2)
+
+
+def test_attention_beside_recurrent_layers_is_ours_too() -> None:
+    """Qwen3-Next's class does not say that its attention is the one that is set; its source does."""
+    found = rules("qwen3_next")
+    assert found and all(rule["causal"] for rule in found)
+    assert not captured("qwen3_next").nodes(torch.ops.aten.scaled_dot_product_attention.default)
 
 
 @pytest.mark.parametrize("local", [None, 3], ids=["full", "window"])
@@ -102,7 +135,7 @@ def test_padding_of_another_length_is_left_to_transformers() -> None:
 
 
 class Biased(PreTrainedModel):
-    """An encoder whose attention has an argument that `moec::attention` lacks."""
+    """An encoder whose attention has an argument that nobody knows."""
 
     config_class = BertConfig
     _supports_attention_backend = _supports_sdpa = True
@@ -116,9 +149,7 @@ class Biased(PreTrainedModel):
         heads = self.embed(input_ids).unflatten(-1, (2, -1)).transpose(1, 2)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, sdpa_attention_forward)
         extra = (
-            {"position_bias": heads.new_ones(1, 1, heads.shape[2], heads.shape[2])}
-            if self.config.tie_word_embeddings
-            else {}
+            {"slopes": heads.new_ones(1, 1, heads.shape[2], heads.shape[2])} if self.config.tie_word_embeddings else {}
         )
         return BaseModelOutput(attention(self, heads, heads, heads, None, **extra)[0].flatten(2))
 
