@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moec.compiler.fitted import as_recorded
 from moec.compiler.engine_folder import EngineFolder, require_same_texts
+from moec.compiler.fitted import as_recorded
 from moec.compiler.parts import refuse_parts
 from moec.compiler.prove_again import Question, asked_subject
 from moec.compiler.proving import prove_folder, ran_on, require_run_here

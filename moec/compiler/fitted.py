@@ -1,5 +1,6 @@
-"""What passes fit to a text: the last digits of such numbers hang on the number of threads, which decides in which order
-a product's numbers are added, and on the kind of processor. So a later proof computes them as the compile did."""
+"""What passes fit to a text: the last digits of such numbers hang on the kind of processor, and on the number of
+threads, which decides in which order a product's numbers are added. So a later proof computes them as the compile
+did."""
 
 from __future__ import annotations
 
