@@ -12,18 +12,21 @@ import torch
 import moec
 from moec.compiler.engine_folder import EngineFolder
 from moec.compiler.fitted import as_fitted, as_recorded, fitted_elsewhere, where_fitted
+from moec.pipeline.hooks import RecordHook
 from moec.pipeline.passes import Pass
-from moec.pipeline.pipeline import Hook, Pipeline
+from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
+from tests.spoiling import agree
 from tests.zoo import VOCAB
 
 FITS, DRAWS = Pipeline.parse("carve(experts=4, active=2)"), Pipeline.parse("upcycle(experts=4)")
 
 
-class Threads(Hook):
+class Threads(RecordHook):
     """How many PyTorch has when a pass begins."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.seen = set[int]()
 
     def before(self, step: int, item: Pass, program: Program) -> None:
@@ -48,8 +51,6 @@ def test_a_later_proof_fits_with_the_threads_of_the_compile(llama: Path, tmp_pat
     data = bytearray(number.read_bytes())
     data[-8] ^= 1
     number.write_bytes(data)
-    from tests.spoiling import agree
-
     agree(out)
     error = moec.verify(out, max_kl=9.0).error
     assert error is not None and error.code == "M110" and "processor OTHER" in error.what and "here" in error.fix
