@@ -1,8 +1,9 @@
-"""What an ONNX model holds of fixed value: initializers, numbers in attributes, and the operators themselves."""
+"""What an ONNX model holds of fixed value: initializers, numbers in attributes, and the operators themselves, in its
+functions too."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,33 @@ _HALVES = 2  # elements of four bits in a byte
 
 def constants_of(model: ir.Model) -> Iterator[Constant]:
     """Everything of fixed value in a model, in memory or in files; nothing is read before it is asked for. Names are
-    the values' own; attributes have `<first output>.<attribute>`, what stands in a branch has its name before it."""
+    the values' own; attributes have `<first output>.<attribute>`, what stands in a branch or a function has its name
+    before it."""
     yield Constant("inputs", text=_signature(model.graph.inputs))
     yield Constant("outputs", text=_signature(model.graph.outputs))
+    yield Constant("opsets", text=_opsets(model.opset_imports))
     yield from _graph(model.graph, "")
+    for function in model.functions.values():
+        yield from _function(function)
 
 
 def _signature(values: Any) -> str:
     return ", ".join(f"{v.name}: {v.dtype} {v.shape}" for v in values)
+
+
+def _opsets(imports: Mapping[str, int]) -> str:
+    """By which version of each domain its operators are read."""
+    return ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(imports.items()))
+
+
+def _function(function: ir.Function) -> Iterator[Constant]:
+    """What is called by its name in the graph. A runtime may take it for an operator of its own of that name, too."""
+    place = f"{'::'.join(function.identifier())}/"
+    yield Constant(f"{place}inputs", text=", ".join(str(v.name) for v in function.inputs))
+    yield Constant(f"{place}outputs", text=", ".join(str(v.name) for v in function.outputs))
+    yield Constant(f"{place}opsets", text=_opsets(function.opset_imports))
+    for node in function:
+        yield from _node(node, place)
 
 
 def _graph(graph: ir.Graph, inside: str) -> Iterator[Constant]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from moec.compiler.fitted import as_fitted, fitted_elsewhere
 from moec.compiler.new_model import as_new_model, making
 from moec.compiler.open import open_source, source_kind
 from moec.compiler.options import Options
@@ -30,6 +31,7 @@ from moec.proof.checks.recorded import RecordedCheck
 from moec.proof.subject import Reference, Subject
 from moec.proof.verification import Verification, all_checks
 from moec.report.artefacts import MANIFEST, check_artefacts, size_bytes
+from moec.report.environment import environment
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend
 from moec.targets.engine_file import EngineFile
@@ -88,12 +90,14 @@ class EngineFolder:
         return read_calibration(text, source, self.options.seed) if text else None
 
     def remake(self, source: Source, hooks: tuple[RecordHook, ...] = ()) -> tuple[Program, Program]:
-        """The captured program, and the one that the engine was built from."""
+        """The captured program, and the one that the engine was built from; what was fitted to a text is fitted by as
+        many threads as then."""
         calibration = self._calibration(source)
-        captured = source.capture(self.backend.precision(self.target))
-        context = Context(seed=self.options.seed, calibration=calibration, max_kl=self.options.max_kl)
-        program, _ = making(self.options.pipeline)[1].run(captured, context, hooks)
-        program, _ = self.backend.legalize(self.target).run(program, context, hooks)
+        with as_fitted(self.report.environment, self.options.pipeline):
+            captured = source.capture(self.backend.precision(self.target))
+            context = Context(seed=self.options.seed, calibration=calibration, max_kl=self.options.max_kl)
+            program, _ = making(self.options.pipeline)[1].run(captured, context, hooks)
+            program, _ = self.backend.legalize(self.target).run(program, context, hooks)
         return captured, program
 
     def opened(self) -> AbstractContextManager[Engine]:
@@ -120,6 +124,7 @@ class EngineFolder:
             reference=self.reference(source, captured),
             engine_bytes=self.size_bytes,
             file=EngineFile(self.backend, self.target, model_folder(self.folder), self.options.optimize_for),
+            fitted_elsewhere=fitted_elsewhere(self.report.environment, environment(), self.options.pipeline),
             exam=bounds.exam,
             exam_decides=False,
             tighter=bounds.tighter,

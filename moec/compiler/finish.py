@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.compiler.engine_folder import EngineFolder, require_same_texts
+from moec.compiler.fitted import as_recorded
 from moec.compiler.parts import refuse_parts
 from moec.compiler.prove_again import Question, asked_subject
 from moec.compiler.proving import prove_folder, ran_on, require_run_here
@@ -80,6 +81,7 @@ def complete_engine(
         )
         old = engine_folder.report
         report = replace(report, source=old.source, steps=old.steps, size=old.size, layers=old.layers)
+        report = replace(report, environment=report.environment | as_recorded(old.environment))
         source.require_unchanged()
         return write_report(report, new)
 

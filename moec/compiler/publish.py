@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
+from moec.compiler.fitted import where_fitted
 from moec.compiler.options import Options
 from moec.compiler.proving import runner
 from moec.compiler.staging import PAGE, as_refusal, require_free
@@ -121,7 +122,7 @@ def make_report(
         account=source.account().to_plain(),
         steps=step_facts(steps),
         facts={**facts, "verified_by": ", ".join([str(ran), *otherwise])},
-        environment=environment(backend.probe(options.target).versions),
+        environment=environment(backend.probe(options.target).versions) | where_fitted(options.pipeline),
         artefacts=hash_artefacts(folder),
     )
 

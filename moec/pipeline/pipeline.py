@@ -11,6 +11,7 @@ from typing import Any
 from moec.errors import MoecError
 from moec.pipeline.notation import make_pass, parse_calls
 from moec.pipeline.passes import Context, Miss, Pass, Plan
+from moec.program.operators import operators
 from moec.program.program import AppliedPass, Program
 
 
@@ -150,13 +151,15 @@ class Pipeline:
             hook.before(number, item, program)
         _check_weights(item, context.unquantized is not None)  # one that may rest did perhaps nothing
         own, untouched = context.given_to(item), program.clone() if item.quantizes else None
+        wired = () if _is_understood(item) else operators(program)
         before, start = program.digest(), time.perf_counter()
         rewrites = item.apply(program, own)
-        program.history.append(
-            AppliedPass(item.name, rewrites, item.contract_of(), item.by_call, own.widths or _kept(item, program))
-        )
+        widths, contract = own.widths or _kept(item, program), item.contract_of()
+        program.history.append(AppliedPass(item.name, rewrites, contract, item.by_call, widths))
         program.check()  # `finish` takes only what is well formed
         program.finish()
+        if wired and wired != operators(program):
+            program.history[-1] = replace(program.history[-1], rewires=True)
         seconds, digest = time.perf_counter() - start, program.digest()
         context.misses.extend(own.misses)
         if (digest != before) != (rewrites > 0):
@@ -174,6 +177,11 @@ class Pipeline:
             hook.after(number, item, program, rewrites, seconds)
         misses = [dataclasses.asdict(m) for m in own.misses]
         return StepReport(str(item), item.contract_of(), rewrites, seconds * 1e3, digest, misses, own.facts)
+
+
+def _is_understood(item: Pass) -> bool:
+    """Whether a pass keeps the function, or is moec's own, so that its name says what it does to it."""
+    return item.contract_of() == "exact" or type(item).__module__.startswith("moec.passes.")
 
 
 def _check_weights(item: Pass, quantized: bool) -> None:

@@ -17,6 +17,7 @@ from moec.dialect import Capacity, Routing
 
 ROUTE, DEQUANTIZE = torch.ops.moec.route.default, torch.ops.moec.dequantize.default
 DEQUANTIZE_FLOAT = torch.ops.moec.dequantize_float.default
+PACKED = "_packed"  # how the name of a packed tensor ends; the weight that it stands for is called what stands before
 
 
 @cache

@@ -35,14 +35,15 @@ TRAINED = "train"  # stands in a program's history where its weights were traine
 
 @dataclass(frozen=True)
 class AppliedPass:
-    """What one pass did to a program; `by_call`: see `moec.pipeline.passes.Pass`; `widths`: in bits, of the grids that
-    it put weights on."""
+    """What one pass did to a program; `by_call`: see `moec.pipeline.passes.Pass`; `widths`: in bits, of its grids;
+    `rewires`: whether it is not moec's own, may change numbers, and changed more than those of weights."""
 
     name: str
     rewrites: int
     contract: str
     by_call: bool = False
     widths: tuple[int, ...] = ()
+    rewires: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
@@ -277,8 +278,7 @@ def named_size(size: str, names: Mapping[str, str]) -> str:
     if parts:
         return named_size(parts["of"], names) + PER + parts["per"]
     terms = [names.get(term, term) for term in size.split(PLUS)]
-    sums = {frozenset(dim.split(PLUS)): dim for dim in names.values()}
-    order = list(names.values())
+    order, sums = list(names.values()), {frozenset(dim.split(PLUS)): dim for dim in names.values()}
     terms.sort(key=lambda term: order.index(term) if term in order else len(order))
     return sums.get(frozenset(terms), PLUS.join(terms))
 

@@ -44,6 +44,7 @@ STEPS_IN_TURNS = 2  # tokens after the prompt: what one text leaves where anothe
 ONE_GO = "one go"
 CALLS = {ONE_GO: (16,), "chunks": (7, 5, 4), "prompt, then token by token": (13, 1, 1, 1)}
 PAST_BOUND = 4  # tokens that a long text goes on after a window, or whatever bounds what a token sees
+OWN = 0.2  # of the tolerance: from there on a model counts as one that hangs on how a text is cut itself
 MANY = 64  # single tokens after which shows what every call adds to a recurrent state
 ONE_BY_ONE = "a longer text, token by token"
 DOUBLING = "pieces that double, and a single token after each"  # of a text longer than two short ones

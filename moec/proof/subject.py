@@ -50,6 +50,8 @@ class Subject:
         seed: of the inputs.
         engine_bytes, source_bytes: of the files of both sides, for the report.
         file: of the engine, to compare what it holds by value; None where there is none.
+        fitted_elsewhere: in words, what was another one when passes fitted numbers to a text, so that a proof may find
+            others; empty where nothing was.
         twin: what the engine would be built from if `source`, another model than its own, were its model.
     """
 
@@ -75,6 +77,7 @@ class Subject:
     source_bytes: int = 0
     file: EngineFile | None = None
     twin: Program | None = None
+    fitted_elsewhere: str = ""
 
     @classmethod
     def of(cls, source: Source, captured: Program, program: Program, backend: Backend, target: Target) -> Subject:

@@ -15,6 +15,7 @@ from moec.proof.checks.bounds import RecordedBounds
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.capture import Capture
 from moec.proof.checks.check import Check
+from moec.proof.checks.company import Company
 from moec.proof.checks.decided import DecidedTokens
 from moec.proof.checks.experts import ExpertsReached
 from moec.proof.checks.lowering import Lowering
@@ -40,7 +41,7 @@ from moec.proof.where_run import WhereRun
 # lowering makes outputs wrong, too
 CHECKS: tuple[type[Check], ...] = (
     ProvenParts, Assumed, SizesRun, DecidedTokens, Capture, QuantizedWeights, Lowering, Outputs, Sight,
-    CacheConsistency, ExpertsReached, Values, OwnTextQuality, TextQuality, RecordedBounds,
+    CacheConsistency, Company, ExpertsReached, Values, OwnTextQuality, TextQuality, RecordedBounds,
 )  # fmt: skip
 GROUP = "moec.checks"  # entry points of other packages: a name and a `Check`
 

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from moec.program.dialect_call import DEQUANTIZE, DEQUANTIZE_FLOAT
+from moec.program.dialect_call import PACKED as PACKED
 from moec.program.moe_call import EXPERTS, MoeCall, matrix_positions
 from moec.program.program import Program
 from moec.program.provenance import module_path
@@ -20,7 +21,6 @@ from moec.recognition.linear import Linear, constant, find_linears, value_of
 from moec.weights.lazy import Weight
 
 aten, ops = torch.ops.aten, torch.ops.moec
-PACKED = "_packed"  # how the name of a packed tensor ends; the weight that it stands for is called what stands before
 _EXPERTS: dict[Any, tuple[int, int]] = {operator: matrix_positions(operator) for operator in MoeCall.operators}
 _WIDTH = re.compile(r"_\d+bit$")
 _CORES = (ops.attention, aten.scaled_dot_product_attention, aten.matmul, aten.bmm, aten.baddbmm)

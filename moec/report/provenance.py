@@ -26,7 +26,7 @@ STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://slsa.dev/prov
 BUILD_TYPE = "urn:moec:compile:v1"  # docs/ci.md says what its parameters are
 BUILDER = "urn:moec:unnamed-builder"
 _PACKAGE = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
-_MACHINE = ("python", "system", "cpu_capability")  # of the environment, what is no package
+_MACHINE = ("python", "system", "cpu_capability", "threads")  # of the environment, what is no package
 
 
 def statement(report: Report, folder: Path, builder: str = BUILDER) -> str:

@@ -102,15 +102,6 @@ def test_a_fault_that_the_capture_shares_is_no_excuse(
 def test_a_model_that_differs_itself_is_the_yardstick_of_the_ways_that_failed(
     source: Source, engine: EncoderDecoderEngine, alone: dict[str, Verification], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Cut:
-        """A part that says something else when a text is cut."""
-
-        def __init__(self, part: Source) -> None:
-            self._part = part
-
-        def reference(self) -> Engine:
-            return Changed(self._part.reference(), _louder)
-
     parts = source.parts()
     monkeypatch.setattr(source, "parts", lambda: {"encoder": parts["encoder"], "decoder": Cut(parts["decoder"])})
     same = EncoderDecoderEngine(engine.encoder, Changed(engine.decoder, _louder))
@@ -120,8 +111,18 @@ def test_a_model_that_differs_itself_is_the_yardstick_of_the_ways_that_failed(
     assert not prove_encoder_decoder(Joint(source, alone, torch.float32, seed=3), other).ok
 
 
+class Cut:
+    """A part that says something else when a text is cut."""
+
+    def __init__(self, part: Source) -> None:
+        self._part = part
+
+    def reference(self) -> Engine:
+        return Changed(self._part.reference(), _louder)
+
+
 def test_after_passes_that_change_numbers_the_programs_are_the_yardstick(
-    source: Source, engine: EncoderDecoderEngine, alone: dict[str, Verification]
+    source: Source, engine: EncoderDecoderEngine, alone: dict[str, Verification], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a model that says something else itself when a text is cut, as quantized experts with a capacity do."""
 
@@ -140,6 +141,9 @@ def test_after_passes_that_change_numbers_the_programs_are_the_yardstick(
     peers = [part.reference() for part in source.parts().values()]
     cut = EncoderDecoderEngine(peers[0], Changed(peers[1], _louder))
     louder, lost = Changed(engine.decoder, _louder), Changed(engine.decoder, _lost)
+    assert not proof(louder, lambda: cut).ok, "passes alone made them so"
+    parts = source.parts()
+    monkeypatch.setattr(source, "parts", lambda: {"encoder": parts["encoder"], "decoder": Cut(parts["decoder"])})
     assert proof(louder, lambda: cut).ok and not proof(louder, None).ok
     assert not proof(lost, lambda: cut).ok, "the programs say something else than this engine"
     assert not proof(louder, lambda: EncoderDecoderEngine(*peers)).ok, "the programs do not differ themselves"

@@ -65,6 +65,7 @@ def _content(reader: Any, path: Path) -> GgufContent:
     if int(fields.get("split.count", 0)) > 1:
         fix = "join the parts first: llama-gguf-split --merge FIRST-PART.gguf OUT.gguf"
         raise MoecError("M206", "the GGUF file is one part of a model", str(path), fix)
+    _check_places(reader)
     tensors = {str(t.name): t for t in reader.tensors}
     shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
     factors = tensors.pop(ROPE_FACTORS, None)
@@ -92,6 +93,16 @@ def _open(path: Path) -> Any:
     except Exception as error:  # a broken header makes it raise anything
         reason = reason_of(error)
         raise MoecError("M204", f"it is no GGUF file, or a part of one: {reason}", str(path), AGAIN) from error
+
+
+def _check_places(reader: Any) -> None:
+    """Raise ValueError unless tensors lie one behind the other, as llama.cpp asks: else one is read where another
+    lies."""
+    place, step = int(reader.data_offset), int(reader.alignment)
+    for tensor in reader.tensors:
+        if int(tensor.data_offset) != place:
+            raise ValueError(f"{tensor.name} begins at byte {tensor.data_offset}, and those before it end at {place}")
+        place += -(-int(tensor.n_bytes) // step) * step
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def read_carved(program: Program) -> dict[str, Form]:
     other = next((step.name for step in program.history if step.rewrites and step.name not in _SAYABLE), None)
     if other is not None:
         what = f"{other} changed it as well"
-        raise refuse(program, what, f"save it without {other}, or compile it without --save-hf")
+        raise refuse(program, what, f"save it without {other}, or compile it without saving")
     finer = next((name for name in program.weights if name.endswith(_FINER)), None)
     if finer is not None:
         raise refuse(program, f"experts of {finer.removesuffix(_FINER)} have parts, chosen by routers of their own")
@@ -77,7 +77,7 @@ def read_carved(program: Program) -> dict[str, Form]:
     return found
 
 
-def refuse(program: Program, what: str, fix: str = "compile it without --save-hf") -> MoecError:
+def refuse(program: Program, what: str, fix: str = "compile it without saving") -> MoecError:
     """M206 for a carved model that is not saved."""
     return MoecError("M206", f"the carved model has no place in transformers: {what}", program.source, fix)
 

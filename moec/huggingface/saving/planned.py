@@ -17,11 +17,11 @@ from moec.huggingface.saving.carved_stock import plan_stock
 from moec.huggingface.saving.containers import choose
 from moec.huggingface.saving.half_precision import Rounding
 from moec.huggingface.saving.plain_weights import is_quantized, with_plain_weights
-from moec.huggingface.saving.pruned import is_pruned, pruned_config, refuse_by_call
+from moec.huggingface.saving.pruned import is_pruned, pruned_config, refuse_unsayable
 from moec.huggingface.saving.same_architecture import check_tied, plan_same
 from moec.huggingface.saving.top_k import has_fewer, top_k_config, with_scales_in_weights
 from moec.huggingface.saving.upcycled import plan_upcycled, read_upcycled, target_config
-from moec.program.program import TRAINED, Program
+from moec.program.program import Program
 from moec.program.trainable import TrainableProgram
 from moec.weights.lazy import Weight
 
@@ -67,7 +67,7 @@ def plan(
     program = model.program if isinstance(model, TrainableProgram) else model
     source = program.original.source if source is None else source
     config, beside = _config(source, program.source)
-    refuse_by_call(program)
+    refuse_unsayable(program)
     packed, pruned, fewer = is_quantized(program), is_pruned(program), has_fewer(program)
     program = with_plain_weights(program) if packed else program
     program = with_scales_in_weights(program, config) if fewer else program
@@ -78,15 +78,15 @@ def plan(
     config = top_k_config(program, config) if fewer and not copies else config
     if is_carved(program):
         target, stored, code = _plan_carved(program, source, config, dtype)
-    elif pruned or ((packed or fewer or untouched or TRAINED in steps) and not copies):
-        target, stored = _plan_own(program, source, config, dtype)
-    elif steps <= _RECOGNITION:
-        fix = "give other engines the model's own folder, or name a pass, such as quantize or upcycle"
-        raise MoecError("M206", "no pass has changed the model: there is no other checkpoint", program.source, fix)
-    else:
+    elif copies and not pruned:
         target, stored = _plan_upcycled(program, config, dtype)
         if packed:
             check_tied(program, target)
+    elif steps <= _RECOGNITION and not (packed or untouched):
+        fix = "give other engines the model's own folder, or name a pass, such as quantize or upcycle"
+        raise MoecError("M206", "no pass has changed the model: there is no other checkpoint", program.source, fix)
+    else:
+        target, stored = _plan_own(program, source, config, dtype)
     return Planned(target, stored, program.source, packed, beside, code)
 
 

@@ -24,9 +24,10 @@ def is_pruned(program: Program) -> bool:
     return bool(names & {"prune-experts", "add-expert"}) and "upcycle" not in names
 
 
-def refuse_by_call(program: Program) -> None:
-    """Raise M206 where a pass made results depend on the call: no checkpoint holds what it does."""
-    found = next((step.name for step in program.history if step.by_call and step.rewrites), None)
+def refuse_unsayable(program: Program) -> None:
+    """Raise M206 where a pass made results depend on the call, or changed operators in a way that only it knows: no
+    checkpoint holds what it does."""
+    found = next((step.name for step in program.history if (step.by_call and step.rewrites) or step.rewires), None)
     if found is not None:
         raise MoecError(
             "M206", f"what {found} does is no weight, and a checkpoint holds only those", program.source, _FIX

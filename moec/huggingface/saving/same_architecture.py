@@ -19,7 +19,7 @@ from moec.recognition.weight_roles import weight_uses
 from moec.weights import lazy
 from moec.weights.lazy import Weight, from_tensor
 
-_FIX = "quantize everything in a layer alike, or compile without --save-hf"
+_FIX = "quantize everything in a layer alike, or compile without saving"
 
 
 def plan_same(program: Program, model: Any, own_files: bool = False) -> dict[str, Weight]:
@@ -128,7 +128,7 @@ def _spread(
         raise _refuse(
             program,
             f"the files of {model.config.model_type} hold {key!r} in a layout of their own",
-            "compile it without --save-hf",
+            "compile it without saving",
         )
     if single:
         if weight.coded is not None and not isinstance(_owner(model, key), nn.Linear | nn.Embedding):

@@ -43,13 +43,13 @@ def top_k_config(program: Program, config: Any) -> Any:
     if len(counts) != 1:
         said = " and ".join(map(str, counts))
         what = f"its layers send a token to {said} experts, and {config.model_type} has one number for all of them"
-        raise _refuse(program, what, f"write set-top-k({counts[0]}), or compile it without --save-hf")
+        raise _refuse(program, what, f"write set-top-k({counts[0]}), or compile it without saving")
     changed = deepcopy(config)
     setattr(changed, _COUNT, counts[0])
     renormalised = {rule.combine != "scores" for rule in rules}
     if len(renormalised) > 1 or (False in renormalised and not hasattr(config, _NORMED)):
         what = f"{config.model_type} does not say which layers renormalise their scores"
-        raise _refuse(program, what, "use rescale=False, or compile it without --save-hf")
+        raise _refuse(program, what, "use rescale=False, or compile it without saving")
     if hasattr(config, _NORMED):
         setattr(changed, _NORMED, renormalised.pop())
     return changed
@@ -74,7 +74,7 @@ def with_scales_in_weights(program: Program, config: Any) -> Program:
             continue
         last = {str(a.target): w for a in (call.w_out, call.b_out) if (w := copy.weight_of(a)) is not None}
         if any(copy.weights[name] is not program.weights[name] for name in last):
-            fix = "compile it without --save-hf, or use rescale=False"
+            fix = "compile it without saving, or use rescale=False"
             raise _refuse(program, "several of its layers read the same experts", fix)
         copy.weights |= {name: _scaled(weight, rule.scale / own) for name, weight in last.items()}
         holder.kwargs = {**holder.kwargs, "scale": own}

@@ -35,6 +35,7 @@ class Values(Check):
         constants, size_bytes: of the file that were compared.
         weights: of the program that were compared with the untouched model's tensors; 0 where it is not in memory.
         differences: what is not equal, the first of them.
+        elsewhere: what was another one when passes fitted numbers to a text, see `Subject.fitted_elsewhere`.
     """
 
     file: str
@@ -42,6 +43,7 @@ class Values(Check):
     size_bytes: int
     weights: int
     differences: tuple[Finding, ...] = ()
+    elsewhere: str = ""
 
     name: ClassVar[str] = "values"
     title: ClassVar[str] = "Constants by value"
@@ -69,6 +71,7 @@ class Values(Check):
             sum(c.weight.size_bytes for c in numbers if c.weight is not None),
             len(same_names(subject.captured, tensors)),
             tuple(findings[:SHOWN]),
+            subject.fitted_elsewhere,
         )
 
     def error(self) -> MoecError | None:
@@ -77,7 +80,11 @@ class Values(Check):
         first = self.differences[0]
         more = f"; {len(self.differences) - 1} more differ" if len(self.differences) > 1 else ""
         what = f"a constant of the engine is not the model's: {first.what}{more}"
-        return MoecError("M110", what, f"{first.name} in {self.file}", "compile the engine again from its model")
+        fix = "compile the engine again from its model"
+        if self.elsewhere:  # other numbers are to be expected then
+            what = f"a constant of the engine is not what it is made here: {first.what}{more}; {self.elsewhere}"
+            fix = "verify it where it was compiled, or compile it again here"
+        return MoecError("M110", what, f"{first.name} in {self.file}", fix)
 
     @property
     def note(self) -> str:

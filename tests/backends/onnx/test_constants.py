@@ -13,6 +13,7 @@ from moec.backends.onnx.emit import Emitter
 from moec.backends.onnx.tensors import WeightTensor
 from moec.backends.onnx.writing import write_model
 from moec.backends.tensorrt.graph.quantized import Codes
+from moec.proof.values import compare_file
 from moec.weights.lazy import from_tensor
 
 
@@ -50,6 +51,31 @@ def test_numbers_in_branches_and_words_are_found() -> None:
     assert "then_branch/" in alpha.name and alpha.weight is not None and alpha.weight.load().item() == 0.25
     assert found["moec/float[]:7.0"].weight is not None
     assert any("approximate=tanh" in c.text for c in found.values())
+
+
+def _unpacking(zero: int, opset: int = 21) -> ir.Model:
+    """A model that unpacks a matrix in a function, as engines with 8 bits do."""
+    made = model()
+    codes, body = ir.Value(name="codes"), ir.Graph([], [], nodes=[], opset_imports={"": opset})
+    middle = ir.node("Constant", [], {"value": ir.tensor(np.uint8(zero))})
+    less = ir.node("Sub", [codes, middle.outputs[0]])
+    for node, name in ((middle, "middle"), (less, "less")):
+        node.outputs[0].name = name
+        body.append(node)
+    body.inputs.append(codes)
+    body.outputs.append(less.outputs[0])
+    function = ir.Function("moec", "Unpack8", graph=body, attributes=())
+    made.functions[function.identifier()], made.opset_imports["moec"] = function, 1
+    return made
+
+
+def test_what_a_function_computes_is_compared(tmp_path: Path) -> None:
+    write_model(_unpacking(128), tmp_path / "model.onnx")
+    due = {c.name: c for c in constants_of(_unpacking(128))}
+    assert list(compare_file({c.name: c for c in constants_of(ir.load(tmp_path / "model.onnx"))}, due)) == []
+    for wrong in (_unpacking(127), _unpacking(128, opset=13), model()):
+        found = list(compare_file({c.name: c for c in constants_of(wrong)}, due))
+        assert found and any("Unpack8" in f.name or "Sub" in f.what for f in found)
 
 
 def test_rows_are_read_apart(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,21 @@ def test_text_that_is_none_is_said(tmp_path: Path) -> None:
     with pytest.raises(MoecError) as caught:
         read_gguf(file)
     assert caught.value.code == "M204"
+
+
+def test_a_tensor_that_lies_where_another_does_is_said(tmp_path: Path) -> None:
+    """Its numbers would be the other's."""
+    file = written(tmp_path, lambda fields, tensors: None)
+    data, name = bytearray(file.read_bytes()), b"blk.1.attn_v.weight"
+    assert data.count(name) == 1
+    place = data.index(name) + len(name) + 4 + 2 * 8 + 4  # dimensions, their sizes, the form
+    (offset,) = struct.unpack_from("<Q", data, place)
+    for other in (offset - 256, offset + 32, 0):
+        struct.pack_into("<Q", data, place, other)
+        file.write_bytes(data)
+        with pytest.raises(MoecError, match="attn_v") as caught:
+            read_gguf(file)
+        assert caught.value.code == "M204" and "again" in caught.value.fix
 
 
 def test_weights_are_read_by_rows(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from moec.execution.engine import EagerEngine
 from moec.execution.generation import TensorContinuation
 from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.pipeline import Pipeline
-from moec.program.program import Program
+from moec.program.program import AppliedPass, Program
 from moec.proof.cache_consistency import DOUBLING, IN_TURNS, ONE_BY_ONE, SHORT, WAYS, WRITTEN, text_past
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.subject import Subject
@@ -167,3 +167,28 @@ def test_a_model_that_says_something_else_when_a_text_is_cut_is_its_own_yardstic
     ways = cache(report.proof).consistency.ways
     assert any("prompt of 31, then token by token, each call beside the model's" in way.name for way in ways)
     assert len([way for way in ways if "beside" not in way.name]) >= 3
+
+
+def _held_louder(program: Program) -> Program:
+    """Held keys of the first layer 1.5 times as large, by a pass with a budget: only calls with a cache show it."""
+    (held,) = [n for n in program.graph.nodes if n.op == "placeholder" and n.target == "past_key_values_0_key"]
+    readers, last = list(held.users), [n for n in program.graph.nodes if n.op == "placeholder"][-1]
+    with program.graph.inserting_before(last.next):
+        louder = program.graph.call_function(torch.ops.aten.mul.Tensor, (held, 1.5))
+    louder.meta = dict(held.meta)
+    for reader in readers:
+        reader.replace_input_with(held, louder)
+    program.finish()
+    return program
+
+
+@pytest.mark.parametrize("itself", [False, True], ids=["", "so does the model"])
+def test_what_a_pass_does_to_later_calls_alone_is_no_excuse(itself: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = _held_louder(captured("llama"))
+    program.history.append(AppliedPass("louder", 1, "approximate"))
+    subject = Subject(source("llama"), captured("llama"), program)
+    if itself:
+        monkeypatch.setattr(Subject, "open_reference", lambda _subject: EagerEngine(_held_louder(captured("llama"))))
+    found = CacheConsistency.measure(Trial(subject, EagerEngine(program)))
+    assert found is not None and found.ok is itself
+    assert itself or "chunks" in str(found.error())

@@ -14,6 +14,7 @@ from moec.proof.checks.bounds import RecordedBounds
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.capture import Capture
 from moec.proof.checks.check import Check
+from moec.proof.checks.company import Company
 from moec.proof.checks.decided import DecidedTokens
 from moec.proof.checks.experts import ExpertsReached
 from moec.proof.checks.lowering import Lowering
@@ -61,6 +62,7 @@ PAIRS: tuple[tuple[Check, Check], ...] = (
         CacheConsistency(Consistency(1e-3, (Way("chunks", (2, 2), 1e-5),))),
         CacheConsistency(Consistency(1e-3, (Way("chunks", (2, 2), float("nan")),))),
     ),
+    (Company(9, 0, 1e-6, 1e-3, "text 2 of 9"), Company(9, 0, float("inf"), 1e-3, "text 2 of 9")),
     (ExpertsReached(REACHED), ExpertsReached(MISSED)),
     (QuantizedWeights(1, (NEAR,)), QuantizedWeights(2, (NEAR, dataclasses.replace(NEAR, relative=0.5)))),
     (Values("model.onnx", 9, 99, 5), Values("model.onnx", 9, 99, 5, (Finding("w", "[0] is 1, not 2"),))),
