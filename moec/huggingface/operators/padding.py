@@ -17,17 +17,23 @@ class Padding:
     Attributes:
         counts: `[B, S]`, bool: which tokens change a state: those that are no padding, and what stands before the first
             of them in a call that begins a text, which untouched models take for tokens.
-        ends: `[B]` int64, see `moec.huggingface.states.functional_cache.functional_cache`.
+        ends: `[B]` int64: how many of them there are up to the last that counts.
     """
 
     counts: Tensor
     ends: Tensor
 
     @classmethod
-    def of(cls, mask: Tensor, ends: Tensor, length: int | torch.SymInt) -> Padding:
+    def of(cls, mask: Tensor, length: int | torch.SymInt) -> Padding:
         """Of a call's last `length` tokens, from the mask `[B, T]` of the whole text."""
         begins = torch.arange(mask.shape[1] - length, mask.shape[1], device=mask.device)[:1] == 0
-        return cls(mask[:, -length:].bool() | (begins & (mask.cumsum(-1)[:, -length:] == 0)), ends)
+        counts = mask[:, -length:].bool() | (begins & (mask.cumsum(-1)[:, -length:] == 0))
+        return cls(counts, ends_of(counts))
+
+
+def ends_of(counts: Tensor) -> Tensor:
+    """How many of a call's tokens there are up to the last that counts, `[batch]` int64 of `[batch, sequence]`."""
+    return (counts * torch.arange(1, counts.shape[1] + 1, device=counts.device)).amax(-1)
 
 
 def behind(whole: Tensor, width: int, ends: Tensor | None) -> Tensor:

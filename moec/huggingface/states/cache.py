@@ -15,7 +15,7 @@ from moec.errors import MoecError
 from moec.huggingface.operators.compressed_states import compressed_layer, compressed_states, has_rows, rate_of
 from moec.huggingface.operators.kept_prompt import keeps_prompt, prompt_layer, rows_by_prompt
 from moec.huggingface.operators.looped_index import looped_indexes
-from moec.huggingface.operators.padding import Padding
+from moec.huggingface.operators.padding import Padding, ends_of
 from moec.huggingface.operators.scans import scans_of
 from moec.huggingface.states.cache_class import cache_class
 from moec.huggingface.states.functional_cache import functional_cache, held_by, own_cache
@@ -190,12 +190,6 @@ def _dimensions(value: Tensor, kind: Kind) -> tuple[int | str, ...]:
     return ("batch", *(PAST if k == kind.axis else n for k, n in enumerate(value.shape[1:], 1)))
 
 
-def _ends(mask: Tensor, tokens: Tensor) -> Tensor:
-    """How many of a call's tokens there are up to the last that is no padding, `[batch]` int64."""
-    length = tokens.shape[1]
-    return (mask[:, -length:] * torch.arange(1, length + 1, device=mask.device)).amax(-1)
-
-
 def _put_positions(cache: Any, mask: Tensor, length: int) -> None:
     """Let the first layer with an index hold the positions of earlier tokens `[3, batch, past]`, where transformers
     keeps those of all layers. The mask says them, so that they are no state."""
@@ -225,8 +219,8 @@ def cached_call(
         began = attention_mask.shape[1] > new.shape[1] if not captured else True
         inside = {name: past[name] for name in places}
         cached = {name: value for name, value in past.items() if name not in places}
-        ends = _ends(attention_mask, new)
         if captured:
+            ends = ends_of(attention_mask[:, -new.shape[1] :])
             cache = functional_cache(cached, model, ends, new.shape[1])
         else:
             cache = own_cache(cached, began, model)
@@ -238,7 +232,7 @@ def cached_call(
             numbers = tokens.pop(POSITIONS, None)  # a decoder of vectors may be told them
             numbers = positions(attention_mask, new.shape[1]) if numbers is None else numbers
             more = {MASK: attention_mask, POSITIONS: numbers, _CACHE: cache}
-        padding = Padding.of(attention_mask, ends, new.shape[1]) if places and captured else None
+        padding = Padding.of(attention_mask, new.shape[1]) if places and captured else None
         with held_in(places, inside, padding):
             output, left = forward(**tokens, use_cache=True, **more), taken_from(places)
         present = {}

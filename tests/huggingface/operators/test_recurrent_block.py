@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,14 +11,16 @@ from torch import Tensor, nn
 
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine, Engine
+from moec.execution.generation import pad
 from moec.huggingface.operators import recurrent_block
 from moec.huggingface.operators.recurrent_block import adapt_recurrent_blocks
 from moec.huggingface.source import HuggingFaceSource
 from moec.program.decoder_signature import MASK, cache_inputs
-from moec.proof.cache_consistency import SIZES, check_consistency
+from moec.proof.cache_consistency import PADDED, SIZES, check_consistency
 from moec.proof.compare import Tolerance, compare
 from tests import whole_zoo
 from tests.changed import Changed
+from tests.execution.test_generation import NEW, built, prompts, reference, text, ties, varied
 
 
 def block() -> nn.Module:
@@ -83,4 +86,31 @@ def test_equals_transformers_own_call_by_call(
 def test_pieces_make_one_text(source: HuggingFaceSource, engine: Engine) -> None:
     sample = source.sample({**SIZES, "past_sequence": 0}, 5)
     sample[MASK][:] = 1
+    found = check_consistency(engine, sample, Tolerance(1e-4))
+    assert found.ok and PADDED in {way.name for way in found.ways}
+
+
+def test_padding_behind_a_text_leaves_no_trace_though_padding_before_it_is_read(
+    source: HuggingFaceSource, engine: Engine
+) -> None:
+    sample = source.sample({**SIZES, "past_sequence": 0}, 5)
+    alone = engine(input_ids=sample["input_ids"][1:2, 1:])["logits"][0]
+    assert not sample[MASK][1, 0] and not torch.allclose(engine(**sample)["logits"][1, 1:], alone, atol=1e-3)
     assert check_consistency(engine, sample, Tolerance(1e-4)).ok
+
+    def looks(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        return given | {MASK: given[MASK].clone().fill_(1)}
+
+    wrong = check_consistency(Changed(engine, looks), sample, Tolerance(1e-4))
+    assert PADDED in {way.name for way in wrong.failed}
+
+
+@pytest.mark.slow
+def test_texts_are_transformers_own(tmp_path: Path) -> None:
+    own = varied(whole_zoo.build("recurrent_gemma"), others=2.0, but=("embed", "recurrent_param"))
+    found = built(own, "", tmp_path)
+    for batch in (prompts(9), prompts(5, 9, 13)):
+        ids, mask = pad(batch)
+        want, logits = reference(own, ids, mask)
+        assert want.shape[1] == NEW and len(want.unique()) > 8
+        assert ties(text(found, ids, mask), want, logits) == 0
