@@ -90,6 +90,24 @@ def test_a_layer_of_a_kind_that_nobody_knows_is_refused_with_a_way_out_that_work
     assert caught.value.where == "layer 1" and "pass --no-cache, with which it was captured" in caught.value.fix
 
 
+def test_a_state_in_a_module_under_a_name_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    init, forward = LlamaAttention.__init__, LlamaAttention.forward
+
+    def without(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.memory = None
+
+    def keeping(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        self.memory = hidden_states[:, -1]
+        return forward(self, hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaAttention, "__init__", without)
+    monkeypatch.setattr(LlamaAttention, "forward", keeping)
+    with pytest.raises(MoecError, match="keeps a state of earlier calls in its own modules") as caught:
+        source("llama").inputs  # noqa: B018
+    assert caught.value.code == "M206" and caught.value.where == "model.layers.0.self_attn.memory"
+
+
 def test_what_a_model_keeps_only_where_no_one_tells_it_positions_is_no_state() -> None:
     """Qwen3-Omni's offset of positions; moec's calls tell them."""
     source = HuggingFaceSource.from_model(whole_zoo.build("qwen3_omni_moe_thinker"), leave_out=("pixel_values*",))
