@@ -48,7 +48,8 @@ def _chooses_tokens(node: fx.Node) -> bool:
         return False
     told = dict(zip(_PARAMETERS, node.args, strict=False)) | node.kwargs
     scores: Any = told["self"]
-    return not isinstance(scores.meta["val"].shape[int(told.get("dim", -1))], int)
+    dim: Any = told.get("dim", -1)
+    return not isinstance(scores.meta["val"].shape[dim], int)
 
 
 def _ties(scores: Tensor, k: int, dim: int, largest: bool) -> bool:

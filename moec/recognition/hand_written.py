@@ -159,7 +159,9 @@ def _by_number(program: Program) -> list[fx.Node]:
     found: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for node in program.graph.nodes:
         source = node.args[0] if node.target is _NUMBER else None
-        value = source.meta.get("val") if isinstance(source, fx.Node) else None
+        if not isinstance(source, fx.Node):
+            continue
+        value = source.meta.get("val")
         if isinstance(value, torch.Tensor) and not value.is_floating_point() and value.dtype != torch.bool:
             found[source].append(node)
     return [node for nodes in found.values() if len({node.args[1] for node in nodes}) > 1 for node in nodes]

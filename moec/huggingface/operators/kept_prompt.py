@@ -52,7 +52,8 @@ def filled_prompt_layer(states: Mapping[str, Tensor]) -> Any:
 def own_prompt_layer(template: Any, states: Mapping[str, Tensor], prompt: int) -> Any:
     """A layer of transformers', as `template` is one, with flat states; `prompt` is the length of all texts' prompts, 0
     where nobody knows it yet."""
-    layer, kind = copy(template), type(template)
+    kind: Any = type(template)
+    layer = copy(template)
     layer.__class__, layer.tells = _noted(kind), PROMPT in states
     layer.whole = (states["key"], states["value"])
     layer.prefill_length = prompt or None
@@ -91,7 +92,7 @@ def rows_by_prompt(call: Call, caches: Sequence[Input]) -> Call:
 
     def apart(**given: Tensor) -> dict[str, Tensor]:
         lengths = given[str(name)]
-        groups = [(lengths == length).nonzero()[:, 0] for length in lengths.unique()]
+        groups = [(lengths == length).nonzero()[:, 0] for length in set(lengths.tolist())]
         parts = [call(**{key: value[rows] for key, value in given.items()}) for rows in groups]
         order = torch.cat(groups).argsort()
         return {key: torch.cat([part[key] for part in parts])[order] for key in parts[0]}
@@ -122,7 +123,7 @@ def _with_moved_padding(own: Callable[..., Any]) -> Callable[..., Any]:
     return mask
 
 
-def _moved(mask: Tensor, prompt: Tensor, past: int | torch.SymInt, window: int) -> Tensor:
+def _moved(mask: Tensor, prompt: Tensor, past: int, window: int) -> Tensor:
     """A mask `[B, T]` with what the untouched model reads for tokens of the prompts of these lengths `[B]`: the places
     that lie as many behind them as there are tokens that the window has left."""
     places = torch.arange(mask.shape[1], device=mask.device)
@@ -135,7 +136,7 @@ def _moved(mask: Tensor, prompt: Tensor, past: int | torch.SymInt, window: int) 
 def _functional() -> Any:
     from transformers.cache_utils import DynamicLayer
 
-    class Prompt(DynamicLayer):  # type: ignore[misc]
+    class Prompt(DynamicLayer):  # type: ignore[misc, no-untyped-call]
         _layer_type = _KIND
         tells = False
         prompt_length: Tensor | None = None

@@ -24,7 +24,7 @@ class Padding:
     ends: Tensor
 
     @classmethod
-    def of(cls, mask: Tensor, length: int | torch.SymInt) -> Padding:
+    def of(cls, mask: Tensor, length: int) -> Padding:
         """Of a call's last `length` tokens, from the mask `[B, T]` of the whole text."""
         begins = torch.arange(mask.shape[1] - length, mask.shape[1], device=mask.device)[:1] == 0
         counts = mask[:, -length:].bool() | (begins & (mask.cumsum(-1)[:, -length:] == 0))
