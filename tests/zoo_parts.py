@@ -17,7 +17,7 @@ OWN_CODE = {"nomic_moe": "NomicMoeModel"}
 
 def names() -> list[str]:
     """The models of an encoder and a decoder whose rows are in the table, in alphabetical order."""
-    return ["bart", "nllb_moe", "switch", "t5", "whisper"]
+    return ["bart", "nllb_moe", "seamless", "speech_to_text", "switch", "t5", "whisper"]
 
 
 def save_own_code(folder: Path) -> str:

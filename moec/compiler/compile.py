@@ -125,7 +125,7 @@ def _compile(
         stack.enter_context(advice_for(source, captured, options, calibration, corpus))
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)
         steps = [*source.steps, *steps]
-        stack.enter_context(explained_by_ties(program))
+        stack.enter_context(explained_by_ties(program, source))
         stack.enter_context(handed_over(named, source, options, published, progress))
         progress.stage("build")
         facts = (backend.build if options.build else backend.export)(

@@ -1,5 +1,6 @@
 """Why an engine may differ where nothing is wrong with it: rows of a router that are equal. The logits of these experts
-tie for every token, and each implementation of a top-k takes the one that it likes."""
+tie for every token, and each implementation of a top-k takes the one that it likes. Of tokens that tie, see
+`moec.compiler.tied_tokens`."""
 
 from __future__ import annotations
 
@@ -8,26 +9,31 @@ from contextlib import contextmanager, suppress
 
 import torch
 
+from moec.compiler.tied_tokens import tied_tokens
 from moec.errors import MoecError
+from moec.frontend.source import Source
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.recognition.router_place import RouterPlace, find_router
 from moec.recognition.router_region import NotARouter
 
+_PLACES = "or let what scores them see where a token stands (positions), so that no two are equal; and compile again"
 _FIX = "or make the rows differ: add noise of 1e-3 of their spread to one, and compile again"
 
 
 @contextmanager
-def explained_by_ties(program: Program) -> Iterator[None]:
+def explained_by_ties(program: Program, source: Source) -> Iterator[None]:
     """Raise what the block raises; an engine that is not equal (M101) with a word on routers of the program whose
-    logits tie."""
+    logits tie, or on its choices among tokens that do."""
     try:
         yield
     except MoecError as error:
         tied = next(filter(None, map(_tied, _routers(program))), "") if error.code == "M101" else ""
+        fix = _FIX if tied else _PLACES
+        tied = tied or (tied_tokens(program, source) if error.code == "M101" else "")
         if not tied:
             raise
-        raise MoecError("M101", f"{error.what}; {tied}", error.where, f"{error.fix}; {_FIX}") from error
+        raise MoecError("M101", f"{error.what}; {tied}", error.where, f"{error.fix}; {fix}") from error
 
 
 def _routers(program: Program) -> Iterator[RouterPlace]:

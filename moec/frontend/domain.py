@@ -46,7 +46,8 @@ def sample_input(spec: Input, domain: Domain | None, sizes: Mapping[str, int], g
         return torch.zeros(shape, dtype=spec.dtype)
     if spec.dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(spec.dtype)
-    drawn = torch.randint(0, domain.high if domain else 2, shape, generator=generator)
+    high = sizes[PAST] + 2 if kind == "state" else domain.high if domain else 2  # a whole number counts tokens
+    drawn = torch.randint(0, high, shape, generator=generator)
     if kind == "box":
         drawn = torch.cat([drawn[..., :2].minimum(drawn[..., 2:]), drawn[..., :2].maximum(drawn[..., 2:])], -1)
     if domain is not None and domain.end is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,28 +18,47 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moec.dialect import Routing
+from moec.errors import MoecError
 from moec.execution.anew import state_of
 from moec.frontend.asked_sizes import SizesAsked, sizes_around
 from moec.frontend.seen_routing import TOKENS, TOLERANCE, Block, NotAlike, fitted_rule, outside, run
 from moec.recognition.trials import uneven
 
 
-def without_branches(model: nn.Module, call: Callable[[nn.Module], Any]) -> list[str]:
+@dataclass(frozen=True)
+class Formed:
+    """Which mixtures of a model were given a form without branches, by their names, and why others were not."""
+
+    changed: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def explained(self, error: MoecError) -> MoecError:
+        """The refusal of a capture, with the reason why the first of the others was not; itself where all were."""
+        for name, reason in self.reasons.items():
+            what = f"{error.what}; {name or 'the mixture'} has no form without that branch, for {reason}"
+            return MoecError(error.code, what, error.where, error.fix)
+        return error
+
+
+def without_branches(model: nn.Module, call: Callable[[nn.Module], Any]) -> Formed:
     """Give the mixtures of a model a form without branches on data, where they have one.
 
     Args:
         model: a copy that may be changed; its parts and their names stay.
         call: runs a model on sample inputs.
-
-    Returns:
-        The names of the modules that were given it.
     """
-    changed = []
+    found = Formed()
     for name, block in _blocks(model, call):
-        with contextlib.suppress(NotAlike, RuntimeError, TypeError, ValueError, IndexError), torch.no_grad():
-            block.module.forward = _called_alike(block.module, _flat_form(block))  # type: ignore[method-assign]
-            changed.append(name)
-    return changed
+        try:
+            with torch.no_grad():
+                block.module.forward = _called_alike(block.module, _flat_form(block))  # type: ignore[method-assign]
+            found.changed.append(name)
+        except NotAlike as error:
+            found.reasons[name] = str(error)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            said = (str(error).splitlines() or [""])[0][:120]
+            found.reasons[name] = f"it does not run on drawn tokens and logits: {type(error).__name__}: {said}"
+    return found
 
 
 def _called_alike(module: nn.Module, flat: _Flat) -> Callable[..., Tensor]:

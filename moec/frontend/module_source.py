@@ -26,7 +26,7 @@ from moec.frontend.exported_file import load_exported
 from moec.frontend.from_exported import Dynamic, from_exported, named_outputs
 from moec.frontend.in_memory import state_hash
 from moec.frontend.kept_capture import kept_or_captured
-from moec.frontend.loops_over_experts import without_branches
+from moec.frontend.loops_over_experts import Formed, without_branches
 from moec.frontend.refusals import depends_on_data, say_dynamic, say_inputs, with_fixed_sizes
 from moec.frontend.samples import (
     guess_domain,
@@ -122,7 +122,8 @@ class ModuleSource(Source):
         try:
             return attempt(self._dynamic)
         except MoecError as error:
-            if depends_on_data(error) and without_branches(module, lambda m: m(**samples)):
+            formed = without_branches(module, lambda m: m(**samples)) if depends_on_data(error) else Formed()
+            if formed.changed:
                 with contextlib.suppress(MoecError):  # the first says what stands in the user's own code
                     return attempt(self._dynamic)
             if error.code == "M207" and not depends_on_data(error):
@@ -131,7 +132,7 @@ class ModuleSource(Source):
                         found = self._export(module, larger, self._dynamic)
                         if are_least_sizes(found.conditions, sizes_of(self.inputs, samples)):
                             return found
-            better = with_fixed_sizes(error, self._dynamic, attempt, self._say_dynamic)
+            better = with_fixed_sizes(formed.explained(error), self._dynamic, attempt, self._say_dynamic)
             if better is error:
                 raise
             raise better from error

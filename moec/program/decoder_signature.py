@@ -27,6 +27,7 @@ POSITIONS = "position_ids"  # `[batch, sequence]`; beside images `[3, batch, seq
 EMBEDS = "inputs_embeds"  # `[batch, sequence, hidden]`, of a decoder that others make the vectors of tokens for
 STATES, STATES_MASK = "encoder_hidden_states", "encoder_attention_mask"
 GROWING, RECURRENT = ("key", "value"), ("conv_state", "recurrent_state")
+PROMPT = "prompt_length"  # of a window that never moves off the prompt: its tokens; 0: those of the first call
 _PAST, _PRESENT = "past_key_values.", "present."
 
 
@@ -124,6 +125,16 @@ def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any
         past = int(first.shape[axis]) if growing else 0  # type: ignore[union-attr]
         filled[MASK] = torch.ones((batch, past + length), dtype=torch.int64)
     return filled
+
+
+def told_prompt(inputs: Sequence[Input], batch: int, length: int) -> dict[str, Tensor]:
+    """The states of texts that begin and have a prompt of so many tokens, however many the first call has; nothing for
+    a decoder that makes no difference between a prompt and what follows."""
+    caches = [c for c in inputs if is_past(c.name)]
+    if not any(layer_of(c.name)[1] == PROMPT for c in caches):
+        return {}
+    begun = {c.name: torch.zeros(c.resolve(beginning(batch)), dtype=c.dtype) for c in caches}
+    return {name: value + length if layer_of(name)[1] == PROMPT else value for name, value in begun.items()}
 
 
 def beginning(batch: int) -> dict[str, int]:

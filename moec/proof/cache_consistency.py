@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 
 import torch
@@ -25,6 +26,7 @@ from moec.program.decoder_signature import (
     are_plain,
     fixed_inputs,
     new_tokens,
+    told_prompt,
 )
 from moec.program.signature import Sample
 from moec.proof.compare import Tolerance
@@ -43,6 +45,7 @@ PADDED = "calls with padding behind them, in each text another amount"  # as onn
 STEPS_IN_TURNS = 2  # tokens after the prompt: what one text leaves where another is shows in the first
 ONE_GO = "one go"
 CALLS = {ONE_GO: (16,), "chunks": (7, 5, 4), "prompt, then token by token": (13, 1, 1, 1)}
+TOLD = 3  # tokens of a prompt, where it makes a difference how long it is: the windows behind it move
 PAST_BOUND = 4  # tokens that a long text goes on after a window, or whatever bounds what a token sees
 OWN = 0.2  # of the tolerance: from there on a model counts as one that hangs on how a text is cut itself
 MANY = 64  # single tokens after which shows what every call adds to a recurrent state
@@ -198,15 +201,21 @@ def check_consistency(
     every = _every_way(engine, calls) if fed is engine else calls  # of more inputs, nothing says what padding has
     read = mask.bool() if compared is None else compared.tokens
     yardstick = fed if program is None else program
-    known: dict[tuple[int, ...], Tensor] = {}
-    found = []
+    known: dict[tuple[tuple[int, ...], int], Tensor] = {}
+    found, told = [], bool(told_prompt(engine.inputs, 1, 0))
     for name, steps in (ways or every).items():
-        like = steps if program is not None and name != PADDED else (ids.shape[1],)
+        prompt = (steps[0] if name in (WRITTEN, IN_TURNS) else TOLD) if told else 0
+        like = steps if program is not None and name != PADDED else (ids.shape[1],), prompt
         if like not in known:
-            known[like] = logits_of(yardstick, ids, mask, like)
+            known[like] = logits_of(yardstick, ids, mask, *like)
         ends = torch.tensor(steps).cumsum(0) - 1 if name in (WRITTEN, IN_TURNS) else torch.arange(ids.shape[1])
-        got = _FEEDERS.get(name, logits_of)(fed, ids, mask, steps)
-        found.append(Way(name, steps, apart(got[read[:, ends]], known[like][:, ends][read[:, ends]])))
+        got = _FEEDERS.get(name, partial(logits_of, prompt=prompt))(fed, ids, mask, steps)
+        want, here = known[like][:, ends], read[:, ends]
+        deviation = apart(got[here], want[here])
+        if name == PADDED and not at_most(deviation, tolerance.deviation) and _reads_before(fed, ids, mask, tolerance):
+            here &= torch.tensor(PADDED_CALLS[0])[:, None] > 0  # the model reads what stands before the others
+            deviation = apart(got[here], want[here])
+        found.append(Way(name, steps, deviation))
     return Consistency(tolerance.deviation, tuple(found), program is not None, decided)
 
 
@@ -226,6 +235,15 @@ def _every_way(engine: Engine, calls: Mapping[str, tuple[int, ...]]) -> Mapping[
     single = sum(steps) - steps[0]
     beside = {IN_TURNS: (steps[0], *[1] * min(single, STEPS_IN_TURNS))} if sum(steps) <= SIZES[SEQUENCE] else {}
     return {**calls, WRITTEN: (steps[0], *[1] * single), **beside}
+
+
+def _reads_before(engine: Engine, ids: Tensor, mask: Tensor, tolerance: Tolerance) -> bool:
+    """Whether padding before a text changes what is said of it: of the first of these, which has none."""
+    hidden = mask[:1].clone()
+    hidden[:, 0] = 0
+    padded = logits_of(engine, ids[:1], hidden, (ids.shape[1],))[:, 1:]
+    alone = logits_of(engine, ids[:1, 1:], mask[:1, 1:], (ids.shape[1] - 1,))
+    return not at_most(apart(padded, alone), tolerance.deviation)
 
 
 def apart(got: Tensor, want: Tensor) -> float:

@@ -19,6 +19,7 @@ from moec.program.decoder_signature import (
     cache_inputs,
     new_tokens,
     present_name,
+    told_prompt,
 )
 from moec.program.signature import Sample, converted
 
@@ -69,9 +70,10 @@ def in_turns(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) ->
     return written(engine, ids, mask, steps, [ids.flip(1)])
 
 
-def logits_of(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> Tensor:
-    """Logits `[batch, tokens of all steps, vocabulary]` of the text fed in these steps, in float64."""
-    found, end, cache = [], 0, dict[str, Tensor]()
+def logits_of(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int], prompt: int = 0) -> Tensor:
+    """Logits `[batch, tokens of all steps, vocabulary]` of the text fed in these steps, in float64; where it makes a
+    difference how long the prompt is, of one of so many tokens."""
+    found, end, cache = [], 0, told_prompt(engine.inputs, len(ids), prompt) if prompt else {}
     for step in steps:
         start, end = end, end + step
         given = {IDS if ids.dim() == 2 else EMBEDS: ids[:, start:end], MASK: mask[:, :end]}

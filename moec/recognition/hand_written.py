@@ -34,6 +34,7 @@ _OTHER = (
     aten.gt.Scalar, aten.gt.Tensor, aten.ge.Scalar, aten.ge.Tensor, aten.lt.Scalar, aten.lt.Tensor, aten.le.Scalar,
     aten.le.Tensor,
 )  # fmt: skip
+_NUMBER = aten.eq.Scalar
 _STACKS = (aten.stack.default, aten.cat.default)
 # what still keeps experts apart that were stacked
 _CARRIES = (
@@ -62,6 +63,11 @@ class HandWritten:
         return self.selection.target in _ALL
 
     @property
+    def by_number(self) -> bool:
+        """Whether experts are chosen by whole numbers that nothing ranks."""
+        return self.selection.target is _NUMBER
+
+    @property
     def products(self) -> set[fx.Node]:
         """The operators that read the experts' matrices."""
         return {product for places in self.experts for place in places for product in place.matrix.products}
@@ -76,6 +82,9 @@ def find_hand_written(program: Program, matrices: Sequence[Matrix] | None = None
     left = [group for group in groups if not taken.intersection(place.matrix.node for place in group.places)]
     over_all = [n for n in program.graph.nodes if _weighs_all(n, {len(group.places) for group in left})]
     found += _opened_by(program, matrices, left, over_all)
+    taken |= {place.matrix.node for group, _ in found for place in group.places}
+    left = [g for g in left if not g.named and not taken.intersection(place.matrix.node for place in g.places)]
+    found += _opened_by(program, matrices, [g for g in left if g.places[0].part is None], _by_number(program))
     blocks: dict[str, list[Group]] = defaultdict(list)
     choices: dict[str, fx.Node] = {}
     for group, selection in found:
@@ -142,6 +151,20 @@ def _is_selection(node: fx.Node) -> bool:
         return False
     scores = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
     return isinstance(scores, torch.Tensor) and scores.is_floating_point()
+
+
+def _by_number(program: Program) -> list[fx.Node]:
+    """Comparisons of one tensor of whole numbers with several: tokens that a table, or their own number, sends to an
+    expert each (Hash layers, https://arxiv.org/abs/2106.04426)."""
+    found: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node in program.graph.nodes:
+        source = node.args[0] if node.target is _NUMBER else None
+        if not isinstance(source, fx.Node):
+            continue
+        value = source.meta.get("val")
+        if isinstance(value, torch.Tensor) and not value.is_floating_point() and value.dtype != torch.bool:
+            found[source].append(node)
+    return [node for nodes in found.values() if len({node.args[1] for node in nodes}) > 1 for node in nodes]
 
 
 def _weighs_all(node: fx.Node, experts: Set[int]) -> bool:

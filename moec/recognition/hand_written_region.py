@@ -75,6 +75,9 @@ def find_regions(program: Program, found: HandWritten) -> list[MixtureRegion]:
 
     Raises NotAMixture with the reason where there is no such place.
     """
+    if found.by_number:
+        source = found.selection.args[0]
+        raise NotAMixture(f"its experts are chosen by the numbers of {source}, which is no ranking of logits")
     if not 0 < found.top_k <= len(found.experts):
         raise NotAMixture("its graph does not say how many experts a token goes to")
     logits, nodes = _router(program, found), list(program.graph.nodes)

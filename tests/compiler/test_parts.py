@@ -54,9 +54,12 @@ def test_texts_are_what_generate_writes(translator: Path, translator_engine: Pat
     model = BartForConditionalGeneration.from_pretrained(translator).eval()
     engine = moec.load(translator_engine)
     assert isinstance(engine, EncoderDecoderEngine)
-    want = generated(model, padded(), 32)
-    got = torch.stack(list(respond(engine, padded(), want[:, :1], max_tokens=32)), 1)
-    assert got.equal(want[:, 1:]) and len(set(map(tuple, got.tolist()))) == 3 and len(got.unique()) > 3
+    alone = {"input_ids": padded()["input_ids"][1:2]}
+    for given, texts in ((padded(), 3), (alone, 1)):
+        want = generated(model, given, 64)
+        got = torch.stack(list(respond(engine, given, want[:, :1], max_tokens=64)), 1)
+        assert got.shape[1] == 64 and got.equal(want[:, 1:])
+        assert len(set(map(tuple, got.tolist()))) == texts and len(got.unique()) >= 8
 
 
 def test_moec_run_writes_it(translator: Path, translator_engine: Path, cli: Cli) -> None:

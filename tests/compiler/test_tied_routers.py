@@ -28,8 +28,9 @@ def tied(noise: float = 0.0) -> Any:
 
 
 def said(model: Any, error: MoecError = UNEQUAL) -> MoecError:
-    program, _ = Pipeline.parse("find-moe, fuse-moe").run(source_of(model).capture())
-    with pytest.raises(MoecError) as caught, explained_by_ties(program):
+    source = source_of(model)
+    program, _ = Pipeline.parse("find-moe, fuse-moe").run(source.capture())
+    with pytest.raises(MoecError) as caught, explained_by_ties(program, source):
         raise error
     return caught.value
 

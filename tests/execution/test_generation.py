@@ -24,6 +24,7 @@ from moec.execution.generation import (
     is_decoder,
     pad,
 )
+from moec.frontend.source import Source
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.conditions import Assumptions, Condition
@@ -105,11 +106,12 @@ class Indirect(Engine):
         return found
 
 
-def built(model: nn.Module, pipeline: str, folder: Path) -> Engine:
+def built(model: nn.Module | Source, pipeline: str, folder: Path) -> Engine:
     """An engine without the proof, which tests of the backend make."""
     target, context = Target("onnxruntime"), Context()
     backend = find_backend(target)
-    program, _ = Pipeline.parse(pipeline).run(moec.open_source(model).capture(), context)
+    source = model if isinstance(model, Source) else moec.open_source(model)
+    program, _ = Pipeline.parse(pipeline).run(source.capture(), context)
     program, _ = backend.legalize(target).run(program, context)
     backend.build(program, target, folder)
     return backend.load(folder, target)

@@ -180,14 +180,23 @@ def test_the_model_itself_may_be_the_mixture() -> None:
     assert torch.allclose(EagerEngine(program)(rows=rows)["output"], model(rows), rtol=1e-4, atol=1e-5)
 
 
+RULE, PARTS = "no routing rule weighs experts as it does", "its parts, put together, do not make what it makes"
+
+
 @pytest.mark.parametrize(
-    "block",
-    [Crowded, Thresholded, Swapped, ManyTexts, OneNumberOfTexts, ManyTokens, Unaffordable, Huge, Seldom, OfCounting],
-)
-def test_what_does_something_else_is_refused_as_before(block: type[Block]) -> None:
+    ("block", "condition"),
+    [
+        (Crowded, RULE), (Thresholded, "tokens go to different numbers of experts"), (Swapped, PARTS),
+        (ManyTexts, PARTS), (OneNumberOfTexts, PARTS), (ManyTokens, PARTS),
+        (Unaffordable, "it branches on a number of tokens that is too large to be tried"), (Huge, PARTS),
+        (Seldom, RULE), (OfCounting, PARTS),
+    ],
+)  # fmt: skip
+def test_what_does_something_else_is_refused_with_the_condition_that_failed(block: type[Block], condition: str) -> None:
     with pytest.raises(MoecError) as caught:
         source_of(model_of(block)).capture()
     assert caught.value.code == "M207" and "in forward: " in caught.value.where
+    assert f"block has no form without that branch, for {condition}" in caught.value.what
 
 
 def test_a_loop_in_the_model_itself_is_refused() -> None:

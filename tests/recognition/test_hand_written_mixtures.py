@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from moec.execution.engine import EagerEngine
 from moec.pipeline.passes import Context
@@ -12,7 +13,7 @@ from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.recognition.hand_written_mixtures import Mixture as Said
 from moec.recognition.hand_written_mixtures import find_mixtures
-from tests.mixtures import VOCABULARY, WAYS, Grouped, Loop, Masked, Mixture, Switch, mixture, source_of
+from tests.mixtures import EXPERTS, VOCABULARY, WAYS, WIDTH, Grouped, Loop, Masked, Mixture, Switch, mixture, source_of
 from tests.written import ALL_RUN, FOUND, WRONG, Corrected, ScoredBefore
 from tests.written import Grouped as OfGroups
 
@@ -42,6 +43,35 @@ def test_left_as_it_is_with_the_reason(way: type[Mixture]) -> None:
     (miss,) = {m.reason for m in context.misses}
     assert "stays as it is" in miss and LEFT.get(way, "") in miss
     assert ("all experts run for every token" in miss) == (way in ALL_RUN)
+
+
+class ByNumber(Mixture):
+    """A token's own number chooses its expert: all run, and a mask is over them."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        h, owner = self.embedding(input_ids), input_ids.reshape(-1) % EXPERTS
+        return self.head((h.reshape(-1, WIDTH) + self.sent(h.reshape(-1, WIDTH), owner)).view(h.shape))  # type: ignore[no-any-return]
+
+    def sent(self, x: Tensor, owner: Tensor) -> Tensor:
+        return sum((expert(x) * (owner == e)[:, None] for e, expert in enumerate(self.experts)), torch.zeros_like(x))
+
+
+class RowsByNumber(ByNumber):
+    """The same, where an expert gets its rows alone."""
+
+    def sent(self, x: Tensor, owner: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            rows = torch.where(owner == e)[0]
+            out = out.index_add(0, rows, expert(x[rows]))
+        return out
+
+
+@pytest.mark.parametrize("way", [ByNumber, RowsByNumber])
+def test_experts_that_whole_numbers_choose_are_left_with_that_reason(way: type[Mixture]) -> None:
+    program, context = found(way)
+    (miss,) = {m.reason for m in context.misses}
+    assert not moe_nodes(program) and "chosen by the numbers of remainder, which is no ranking of logits" in miss
 
 
 def test_rules_are_told_apart() -> None:

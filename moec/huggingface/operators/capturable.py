@@ -15,11 +15,13 @@ from moec.huggingface.operators.convolved_attention import adapt_convolved_atten
 from moec.huggingface.operators.dynamic_mask import adapt_dynamic_mask
 from moec.huggingface.operators.experts import use_moec_experts
 from moec.huggingface.operators.gated_recurrence import adapt_gated_recurrence
+from moec.huggingface.operators.kept_prompt import adapt_kept_prompt
 from moec.huggingface.operators.lightning import use_moec_lightning
 from moec.huggingface.operators.linear_attention import use_moec_linear_attention
 from moec.huggingface.operators.looped_index import adapt_looped_index
 from moec.huggingface.operators.pooled_index import adapt_pooled_index
 from moec.huggingface.operators.product_keys import adapt_product_keys
+from moec.huggingface.operators.recurrent_block import adapt_recurrent_blocks
 from moec.huggingface.operators.rope import grow_without_memory
 from moec.huggingface.operators.scans import use_moec_scans
 from moec.huggingface.origin import Origin
@@ -48,7 +50,9 @@ def capturable(origin: Origin, dtype: torch.dtype, own_attention: bool) -> tuple
     adapt_product_keys(model)
     adapt_dynamic_mask(model)
     adapt_gated_recurrence(model)
+    adapt_recurrent_blocks(model)
     adapt_convolved_attention(model)
+    adapt_kept_prompt(model)
     use_moec_experts(model, weights)
     use_moec_scans(model)
     use_moec_lightning(model)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moec.huggingface.operators.padding import PADDING
 from moec.huggingface.operators.proven import apart, modules_like, require_same
 
 _PARTS = ("_rnn_scan", "recurrent_param", "recurrent_gate_weight")
@@ -43,8 +44,9 @@ def _scan(
     reset: Tensor,
     recurrent_states: Tensor | None,
     acc_dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, None]:
-    """What the recurrence gives, `[B, S, D]`. Its last state is of no use here: a module would keep it in itself.
+) -> tuple[Tensor, Tensor | None]:
+    """What the recurrence gives, `[B, S, D]`, and the state after the last token, `[B, D]`; None where there was none
+    before: a module would keep it in itself.
 
     Args:
         hidden_states: `[B, S, D]`. recurrent_gate: `[B, S, D]`, from 0 to 1. reset: `[B, S, 1]`, where a text begins.
@@ -56,8 +58,11 @@ def _scan(
     ones = torch.ones_like(inputs[..., :1])
     state = inputs.new_zeros(batch, channels) if recurrent_states is None else recurrent_states.to(acc_dtype)
     rates = inputs.new_full((channels, 1), -1.0)
-    found, _ = torch.ops.moec.selective_scan(inputs / steps, steps, rates, ones, ones, state.unsqueeze(-1))
-    return found.to(hidden_states.dtype), None
+    x, padding = inputs / steps, getattr(self, PADDING, None)
+    if padding is not None:  # a step of 0 changes nothing
+        steps = steps * padding.counts.unsqueeze(-1).to(steps.dtype)
+    found, last = torch.ops.moec.selective_scan(x, steps, rates, ones, ones, state.unsqueeze(-1))
+    return found.to(hidden_states.dtype), None if recurrent_states is None else last.squeeze(-1)
 
 
 def _difference(module: Any) -> float:
@@ -69,6 +74,6 @@ def _difference(module: Any) -> float:
         gates[..., 0], gates[..., 1] = 1.0, 0.0
         reset = torch.rand(_BATCH, length, 1, generator=generator) > 0.7
         for state in (None, torch.randn(_BATCH, _CHANNELS, generator=generator)):
-            want = module._rnn_scan(hidden, gates, reset, state)[0]
-            found = max(found, apart(_scan(module, hidden, gates, reset, state)[0], want))
+            got, want = _scan(module, hidden, gates, reset, state), module._rnn_scan(hidden, gates, reset, state)
+            found = max(found, apart(got[0], want[0]), 0.0 if state is None else apart(got[1], want[1]))
     return found

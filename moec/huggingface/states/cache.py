@@ -13,10 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from moec.errors import MoecError
 from moec.huggingface.operators.compressed_states import compressed_layer, compressed_states, has_rows, rate_of
+from moec.huggingface.operators.kept_prompt import keeps_prompt, prompt_layer, rows_by_prompt
 from moec.huggingface.operators.looped_index import looped_indexes
+from moec.huggingface.operators.padding import Padding, ends_of
 from moec.huggingface.operators.scans import scans_of
 from moec.huggingface.states.cache_class import cache_class
 from moec.huggingface.states.functional_cache import functional_cache, held_by, own_cache
+from moec.huggingface.states.kept_in_modules import held_in, places_in_modules, state_in, taken_from
 from moec.huggingface.states.state_kinds import Kind, is_of_a_model, states_of, unknown_state
 from moec.program.decoder_signature import (
     IDS,
@@ -36,7 +39,6 @@ from moec.program.signature import PER
 
 WAY_OUT = "compile its forward alone with --no-cache"
 _CACHE, _STATES = "past_key_values", "cache_params"  # what forwards call it
-_PROMPT = "prefill_length"  # of a layer that keeps what came in the first call apart (Unlimited-OCR)
 _TEXTS, _TOKENS = 2, 3  # of the run that shows which states there are
 
 
@@ -60,10 +62,9 @@ def cache_signature(model: Any) -> tuple[Input, ...]:
     name = type(model).__name__
     empty = [(path, m, key) for path, m in model.named_modules() for key, value in vars(m).items() if value is None]
     cache, own = _filled_cache(model), {type(layer) for layer in _empty_cache(model).layers}
-    if kept := next((f"{path}.{key}" for path, m, key in empty if _is_of_texts(vars(m).get(key))), ""):
-        what = f"{name} keeps a state of earlier calls in its own modules, where no call can hand it another text's"
-        raise MoecError("M206", what, kept, WAY_OUT)
+    kept = [_kept(name, path, m, key) for path, m, key in empty if _is_of_texts(vars(m).get(key))]
     found = [spec for number, layer in enumerate(cache.layers) for spec in _of_layer(name, number, layer, own)]
+    found = sorted([*kept, *found], key=lambda spec: layer_of(spec.name)[0])
     if not found:
         raise MoecError("M206", f"{name} leaves its cache empty", "past_key_values", WAY_OUT)
     return tuple(found)
@@ -105,12 +106,24 @@ def _is_of_texts(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == _TEXTS
 
 
+def _kept(name: str, path: str, module: Any, key: str) -> Input:
+    """A state that a module keeps in itself, as an input; the module is left without it."""
+    value, state = vars(module)[key], state_in(path, key)
+    if not state:
+        what = f"{name} keeps a state of earlier calls in its own modules, where moec knows none of that name"
+        raise MoecError("M206", what, f"{path}.{key}", WAY_OUT)
+    setattr(module, key, None)
+    return Input(state, value.dtype, ("batch", *value.shape[1:]))
+
+
 def _empty_cache(model: Any) -> Any:
     """transformers' own cache for a model, but that no window cuts it."""
     from transformers import cache_utils
 
     cache = cache_class(model)()
-    layers = [_whole(layer) for layer in cache_utils.DynamicCache(config=model.config).layers]
+    own = cache_utils.DynamicCache(config=model.config).layers
+    first = next((number for number, layer in enumerate(own) if keeps_prompt(layer)), None)
+    layers = [prompt_layer(n == first) if keeps_prompt(layer) else _whole(layer) for n, layer in enumerate(own)]
     # a model may have more layers than its config counts
     cache.layers, cache.layer_class_to_replicate = layers, cache_utils.DynamicLayer
     return cache
@@ -146,8 +159,6 @@ def _of_layer(name: str, number: int, layer: Any, own: set[type]) -> list[Input]
     if is_of_a_model(layer) and (unknown or type(layer) not in own):
         kind = ".".join(filter(None, (type(layer).__name__, unknown)))
         what = f"{name} caches something else than moec knows, in a layer of its own ({kind})"
-        if hasattr(layer, _PROMPT):
-            what = f"{name} keeps the whole prompt and a window of what it writes: no input tells where the prompt ends"
         raise MoecError("M206", what, f"layer {number}", WAY_OUT)
     found = states_of(layer)
     if any(kind.axis is not None and not _grows(value, kind) for value, kind in found.values()):
@@ -179,12 +190,6 @@ def _dimensions(value: Tensor, kind: Kind) -> tuple[int | str, ...]:
     return ("batch", *(PAST if k == kind.axis else n for k, n in enumerate(value.shape[1:], 1)))
 
 
-def _ends(mask: Tensor, tokens: Tensor) -> Tensor:
-    """How many of a call's tokens there are up to the last that is no padding, `[batch]` int64."""
-    length = tokens.shape[1]
-    return (mask[:, -length:] * torch.arange(1, length + 1, device=mask.device)).amax(-1)
-
-
 def _put_positions(cache: Any, mask: Tensor, length: int) -> None:
     """Let the first layer with an index hold the positions of earlier tokens `[3, batch, past]`, where transformers
     keeps those of all layers. The mask says them, so that they are no state."""
@@ -205,33 +210,39 @@ def cached_call(
     """
     of_states = _CACHE not in inspect.signature(forward).parameters
     keeps_positions = model is not None and bool(looped_indexes(model))
+    places = {n: place for n, place in places_in_modules(model).items() if any(n == spec.name for spec in caches)}
 
     def call(*, attention_mask: Tensor, **given: Tensor) -> dict[str, Tensor]:
         past = {name: value for name, value in given.items() if is_past(name)}
         tokens = {name: value for name, value in given.items() if name not in past}
         new = new_tokens(tokens)
         began = attention_mask.shape[1] > new.shape[1] if not captured else True
+        inside = {name: past[name] for name in places}
+        cached = {name: value for name, value in past.items() if name not in places}
         if captured:
-            cache = functional_cache(past, model, _ends(attention_mask, new), new.shape[1])
+            ends = ends_of(attention_mask[:, -new.shape[1] :])
+            cache = functional_cache(cached, model, ends, new.shape[1])
         else:
-            cache = own_cache(past, began, model)
+            cache = own_cache(cached, began, model)
         if of_states:  # and no attention, which would want the mask and the positions of a whole text
             more = {MASK: attention_mask[:, -new.shape[1] :], _STATES: cache}
         else:
             if keeps_positions:
                 _put_positions(cache, attention_mask, new.shape[1])
-            places = tokens.pop(POSITIONS, None)  # a decoder of vectors may be told them
-            places = positions(attention_mask, new.shape[1]) if places is None else places
-            more = {MASK: attention_mask, POSITIONS: places, _CACHE: cache}
-        output = forward(**tokens, use_cache=True, **more)
+            numbers = tokens.pop(POSITIONS, None)  # a decoder of vectors may be told them
+            numbers = positions(attention_mask, new.shape[1]) if numbers is None else numbers
+            more = {MASK: attention_mask, POSITIONS: numbers, _CACHE: cache}
+        padding = Padding.of(attention_mask, new.shape[1]) if places and captured else None
+        with held_in(places, inside, padding):
+            output, left = forward(**tokens, use_cache=True, **more), taken_from(places)
         present = {}
         for spec in caches:
             number, what = layer_of(spec.name)
-            value = held_by(cache.layers[number]).get(what)
+            value = left.get(spec.name) if spec.name in places else held_by(cache.layers[number]).get(what)
             if value is None:  # the state before the call would be a wrong answer
                 what = f"layer {number} of its cache no longer holds its {what} after a call"
                 raise MoecError("M206", what, spec.name, WAY_OUT)
             present[present_name(spec.name)] = value.to(past[spec.name].dtype)
         return {LOGITS: output.logits, **present}
 
-    return call
+    return call if captured else rows_by_prompt(call, caches)

@@ -18,10 +18,18 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from moec.errors import MoecError
 from moec.huggingface.operators.compressed_states import compressed_states, filled_layer, has_rows
 from moec.huggingface.operators.convolutions import PARTS
+from moec.huggingface.operators.kept_prompt import (
+    begin_prompts,
+    filled_prompt_layer,
+    keeps_prompt,
+    own_prompt_layer,
+    states_with_prompt,
+)
 from moec.huggingface.operators.own_layers import unregistered
+from moec.huggingface.operators.padding import behind
 from moec.huggingface.states.cache_class import cache_class
 from moec.huggingface.states.state_kinds import is_of_a_model, kind_of, put, states_of
-from moec.program.decoder_signature import layer_of
+from moec.program.decoder_signature import PROMPT, layer_of
 
 _CUT = "the model hands its cache a convolution's window that it cut itself, in which padding is not told apart"
 
@@ -54,6 +62,7 @@ def functional_cache(
     found = _cache(by_layer(tensors), None, model)
     for layer in found.layers:
         layer.ends, layer.tokens = ends, tokens
+    begin_prompts(found, tokens)
     return found
 
 
@@ -67,6 +76,8 @@ def held_by(layer: Any) -> dict[str, Tensor]:
     """The states that a layer holds, by name within the layer."""
     if has_rows(layer):
         return compressed_states(layer)
+    if keeps_prompt(layer):
+        return states_with_prompt(layer)
     return {what: value for what, (value, _) in states_of(layer).items()}
 
 
@@ -75,10 +86,15 @@ def _cache(layers: Mapping[int, Mapping[str, Tensor]], began: bool | None, model
 
     found = (DynamicCache if model is None else cache_class(model))()
     templates = dict(enumerate(DynamicCache(config=model.config).layers if model is not None else ()))
+    prompt = 0 if began is None else next((int(held[PROMPT][0]) for held in layers.values() if PROMPT in held), 0)
     for number in range(max(layers) + 1):
         states, template = layers.get(number, {}), templates.get(number)
         if has_rows(template):
             found.layers.append(filled_layer(template, states, began is None))
+            continue
+        if keeps_prompt(template):
+            own = began is not None
+            found.layers.append(own_prompt_layer(template, states, prompt) if own else filled_prompt_layer(states))
             continue
         layer = _layer(states, template)() if began is None or not _fixed(states) else _own_layer(states)
         for what, value in states.items():
@@ -162,14 +178,6 @@ def _without_any() -> Any:
     return getattr(cache_utils, "DummyLayer", cache_utils.DynamicLayer)
 
 
-def _behind(whole: Tensor, width: int, ends: Tensor | None) -> Tensor:
-    """The last `width` columns of `[batch, channels, width + sequence]`, or those before each text's end."""
-    if ends is None:
-        return whole[..., -width:]
-    columns = ends[:, None, None] + torch.arange(width, device=whole.device)
-    return whole.gather(2, columns.expand(-1, whole.shape[1], -1))
-
-
 @cache
 @unregistered()
 def _with_states(and_keys: bool) -> Any:
@@ -188,7 +196,7 @@ def _with_states(and_keys: bool) -> Any:
             if self.tokens is not None and not statically_known_true(conv_states.shape[-1] == self.tokens):
                 raise MoecError("M206", _CUT, "past_key_values", "compile its forward alone with --no-cache")
             whole = torch.cat([kept, conv_states.to(kept.dtype)], -1)
-            self.conv_states[state_idx] = _behind(whole, kept.shape[-1], self.ends)
+            self.conv_states[state_idx] = behind(whole, kept.shape[-1], self.ends)
             setattr(whole, PARTS, (kept, conv_states))
             return whole
 

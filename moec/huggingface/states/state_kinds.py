@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from moec.program.decoder_signature import PROMPT
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -47,6 +49,7 @@ KINDS = (
     Kind("block_key", "idx_keys", 2),  # of an index over blocks of tokens (MiniMax-M3): [batch, 1, tokens, size]
     Kind("conv_state", "conv_states", numbered=True),  # a convolution's last inputs: [batch, channels, kernel]
     Kind("recurrent_state", "recurrent_states", numbered=True),  # [batch, heads, ...]
+    Kind(PROMPT, PROMPT),  # of a window that never moves off the prompt (Unlimited-OCR): [batch]
 )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.huggingface.operators.scans import scans_of
+from moec.huggingface.states.kept_in_modules import places_in_modules
 from moec.program.decoder_signature import LOGITS, fixed_inputs, present_name
 from moec.program.program import Input
 
@@ -20,9 +21,11 @@ Call = Callable[..., dict[str, Tensor]]
 
 
 def forgets_states(model: nn.Module) -> bool:
-    """Whether a scan that the model calls for several tokens has no argument for the state before them."""
+    """Whether a scan that the model calls for several tokens has no argument for the state before them; modules that
+    keep states in themselves begin anew, too."""
     scans = (scan for module in model.modules() for scan in scans_of(module).values())
-    return any(not _STATES & set(inspect.signature(scan).parameters) for scan in scans)
+    anew = any(not _STATES & set(inspect.signature(scan).parameters) for scan in scans)
+    return anew or bool(places_in_modules(model))
 
 
 def token_by_token(call: Call, caches: Sequence[Input]) -> Call:

@@ -25,6 +25,7 @@ from moec.program.vision_language import DEEPSTACK, DEEPSTACK_EMBEDS, EMBEDDING,
 
 FEATURES = "get_image_features"  # of transformers' models of text and images: what an image is to the decoder
 PLACES, KINDS = "get_placeholder_mask", "mm_token_type_ids"
+_ROWS = "image_features"  # an argument of `PLACES`
 Call = Callable[..., dict[str, Tensor]]
 
 
@@ -100,10 +101,10 @@ def vision_call(model: Any, fixed: Mapping[str, Tensor] | None = None) -> Call:
     """
     owner = owner_of(model)
     # a capture that is cut inside of a module's call is left with that module open
-    forward, features = owner.forward, getattr(owner, FEATURES)
+    forward, features, asked = owner.forward, getattr(owner, FEATURES), inspect.signature(getattr(owner, PLACES))
 
-    def mark(*_: Any, image_features: Any = None, **__: Any) -> None:
-        raise _Reached(image_features)
+    def mark(*args: Any, **given: Any) -> None:  # by place or by name
+        raise _Reached(asked.bind(*args, **given).arguments.get(_ROWS))
 
     def call(**inputs: Tensor) -> dict[str, Tensor]:
         made = list[Any]()
@@ -150,6 +151,7 @@ def untouched_embedding_call(model: Any, image: Mapping[str, Tensor]) -> Call:
     """The same by the model's own forward up to its decoder, which is given other rows than it makes of `image`."""
     forward, owner, decoder = model.forward, owner_of(model), model.get_decoder()
     places, features, made = getattr(owner, PLACES), getattr(owner, FEATURES), list[Any]()
+    asked = inspect.signature(places)
 
     def once(*_: Any, **__: Any) -> Any:
         if not made:
@@ -161,7 +163,9 @@ def untouched_embedding_call(model: Any, image: Mapping[str, Tensor]) -> Call:
 
     def call(*, input_ids: Tensor, image_features: Tensor, **more: Tensor) -> dict[str, Tensor]:
         def mark(*args: Any, **given: Any) -> Any:
-            return places(*args, **{**given, "image_features": image_features})
+            bound = asked.bind(*args, **given)
+            bound.arguments[_ROWS] = image_features
+            return places(*bound.args, **bound.kwargs)
 
         def other(*_: Any, **__: Any) -> Any:
             return with_rows(once(), more)

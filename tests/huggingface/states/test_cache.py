@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from moec.errors import MoecError
 from moec.huggingface.source import HuggingFaceSource
-from moec.huggingface.states.cache import WAY_OUT, _of_layer, cached_call, has_cache
+from moec.huggingface.states.cache import cached_call, has_cache
 from moec.program.decoder_signature import cache_inputs, is_past, past_names
 from tests import whole_zoo
 from tests.zoo import build
@@ -90,15 +90,22 @@ def test_a_layer_of_a_kind_that_nobody_knows_is_refused_with_a_way_out_that_work
     assert caught.value.where == "layer 1" and "pass --no-cache, with which it was captured" in caught.value.fix
 
 
-def test_a_prompt_that_is_kept_apart_is_refused() -> None:
-    """Unlimited-OCR: where a prompt ends, transformers' cache knows by its first call alone."""
-    from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
-        UnlimitedOcrDynamicReferenceSlidingWindowLayer as Layer,
-    )
+def test_a_state_in_a_module_under_a_name_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    init, forward = LlamaAttention.__init__, LlamaAttention.forward
 
-    with pytest.raises(MoecError, match="no input tells where the prompt ends") as error:
-        _of_layer("UnlimitedOcr", 0, Layer(sliding_window=4), {Layer})
-    assert error.value.code == "M206" and error.value.fix == WAY_OUT
+    def without(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.memory = None
+
+    def keeping(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        self.memory = hidden_states[:, -1]
+        return forward(self, hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaAttention, "__init__", without)
+    monkeypatch.setattr(LlamaAttention, "forward", keeping)
+    with pytest.raises(MoecError, match="keeps a state of earlier calls in its own modules") as caught:
+        source("llama").inputs  # noqa: B018
+    assert caught.value.code == "M206" and caught.value.where == "model.layers.0.self_attn.memory"
 
 
 def test_what_a_model_keeps_only_where_no_one_tells_it_positions_is_no_state() -> None:
