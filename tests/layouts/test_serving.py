@@ -17,9 +17,10 @@ from tests import zoo
 def notes(name: str, passes: str, folder: Path, hf_format: str = "compressed-tensors") -> str:
     program = Pipeline.parse(passes).run(zoo.captured(name))[0]
     save_hf(program, folder, zoo.source(name), hf_format=hf_format)
-    (found,) = serving_of(folder, None)
-    assert found.command == f"vllm serve '{folder}'"
-    return "; ".join(found.notes)
+    found = serving_of(folder, None)
+    assert found[-1].command == f"vllm serve '{folder}'"
+    assert [each.engine for each in found[:-1]] == (["TensorRT-LLM"] if hf_format == "modelopt" else [])
+    return "; ".join(note for each in found for note in each.notes)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,9 @@ def notes(name: str, passes: str, folder: Path, hf_format: str = "compressed-ten
             ["groups", "8 bits: write"],
         ),
         ("llama", "quantize(bits=4, format=nvfp4, lm_head=16)", ["for NVFP4"], ["groups", "activations"]),
+        ("mixtral", "quantize(bits=4, format=nvfp4, lm_head=16)", ["Marlin", "experts=16"], ["wants"]),
+        ("mixtral", "quantize(bits=4, format=nvfp4, lm_head=16, experts=16)", ["for NVFP4"], ["Marlin", "hidden"]),
+        ("mixtral", "quantize(bits=4, group=16, lm_head=16, experts=16)", ["groups of 16"], ["Marlin", "WNA16"]),
     ],
 )
 def test_what_vllm_lacks_is_said(name: str, passes: str, said: list[str], unsaid: list[str], tmp_path: Path) -> None:
@@ -66,6 +70,26 @@ def test_what_vllm_lacks_for_gptqs_form_is_said(
     name: str, passes: str, said: list[str], unsaid: list[str], tmp_path: Path
 ) -> None:
     found = notes(name, passes, tmp_path / "a checkpoint", "gptq")
+    assert all(word in found for word in said) and not any(word in found for word in unsaid), found
+
+
+@pytest.mark.parametrize(
+    ("name", "passes", "said", "unsaid"),
+    [
+        ("llama", "quantize(bits=8, format=fp8, lm_head=16)", ["was not run", "for FP8"], ["NVFP4", "Marlin"]),
+        (
+            "mixtral",
+            "quantize(bits=4, format=nvfp4, lm_head=16)",
+            ["'TRTLLM'", "512", "64 divides, not 48"],
+            ["10 experts"],
+        ),
+        ("mixtral", "quantize(bits=4, format=nvfp4, lm_head=16, experts=16)", ["for NVFP4"], ["'TRTLLM'", "Marlin"]),
+    ],
+)
+def test_what_is_said_of_modelopts_form(
+    name: str, passes: str, said: list[str], unsaid: list[str], tmp_path: Path
+) -> None:
+    found = notes(name, passes, tmp_path / "a checkpoint", "modelopt")
     assert all(word in found for word in said) and not any(word in found for word in unsaid), found
 
 
