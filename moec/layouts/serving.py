@@ -75,12 +75,12 @@ def _lacking(packed: Mapping[str, Any], sizes: ExpertSizes | None) -> Iterator[s
         if stored.form:
             yield from _of_floats(stored)
         else:
-            yield from _of_integers(stored, method == "gptq")
+            yield from _of_integers(stored, method == "gptq", sizes)
         if sizes is not None and stored.experts:
             yield from lacking_in_vllm(sizes, stored.group or 0, bool(stored.form))
 
 
-def _of_integers(stored: _Stored, gptq: bool) -> Iterator[str]:
+def _of_integers(stored: _Stored, gptq: bool, sizes: ExpertSizes | None) -> Iterator[str]:
     if stored.bits not in _BITS:
         yield f"it has no kernel for {stored.bits} bits: write bits=4 or bits=8"
     elif stored.group not in _GROUPS:
@@ -90,7 +90,10 @@ def _of_integers(stored: _Stored, gptq: bool) -> Iterator[str]:
     elif stored.experts and not stored.symmetric:
         yield "its kernels for experts have no zero points: write symmetric=True"
     elif stored.experts and stored.bits == 4:  # 8 bits were not tried
-        yield "its CPU build (0.32) has no kernel for experts of 4 bits ('No WNA16 MoE backend')"
+        way = "on AMD with AVX-512 pip install zentorch==2.13.0.1"
+        if sizes is not None and sizes.top_k == 1:
+            way = "zentorch's wants two experts a token"
+        yield f"its CPU build (0.32) says 'No WNA16 MoE backend' of experts of 4 bits where there is no AMX; {way}"
     if stored.bits == 8:
         ways = [*(["bits=4"] if stored.others else []), *(["lm_head=16"] if stored.head else [])]
         yield f"its CPU build (0.32) has no kernel for 8 bits: write {', '.join(ways)}"

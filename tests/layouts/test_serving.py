@@ -93,9 +93,12 @@ def test_what_is_said_of_modelopts_form(
     assert all(word in found for word in said) and not any(word in found for word in unsaid), found
 
 
-@pytest.mark.parametrize(("symmetric", "said"), [(True, "WNA16"), (False, "symmetric=True")])
-def test_experts_in_groups_of_32_are_for_gpus(symmetric: bool, said: str, tmp_path: Path) -> None:
-    source = HuggingFaceSource.from_model(zoo.build("mixtral", intermediate_size=64))
+@pytest.mark.parametrize(
+    ("symmetric", "top_k", "said"),
+    [(True, 2, "pip install zentorch"), (True, 1, "wants two experts a token"), (False, 2, "symmetric=True")],
+)
+def test_experts_in_groups_of_32_have_few_kernels(symmetric: bool, top_k: int, said: str, tmp_path: Path) -> None:
+    source = HuggingFaceSource.from_model(zoo.build("mixtral", intermediate_size=64, num_experts_per_tok=top_k))
     passes = f"quantize(bits=4, group=32, lm_head=16, symmetric={symmetric})"
     save_hf(Pipeline.parse(passes).run(source.capture())[0], tmp_path / "out", source)
     assert said in "; ".join(serving_of(tmp_path / "out", None)[0].notes)
