@@ -41,6 +41,7 @@ def notes(name: str, passes: str, folder: Path, hf_format: str = "compressed-ten
         ("llama", "quantize(bits=4, format=nvfp4, lm_head=16)", ["for NVFP4"], ["groups", "activations"]),
         ("mixtral", "quantize(bits=4, format=nvfp4, lm_head=16)", ["Marlin", "experts=16"], ["wants"]),
         ("mixtral", "quantize(bits=4, format=nvfp4, lm_head=16, experts=16)", ["for NVFP4"], ["Marlin", "hidden"]),
+        ("mixtral", "quantize(bits=4, group=16, rules={'*.0.mlp.experts.*': 8})", ["experts in one width"], ["zero"]),
         ("mixtral", "quantize(bits=4, group=16, lm_head=16, experts=16)", ["groups of 16"], ["Marlin", "WNA16"]),
     ],
 )
