@@ -243,3 +243,27 @@ def test_what_is_left_out_is_said_by_patterns_that_fit_nothing_else(saved: Saved
         n for n, s in modules.items() if not s
     }
     assert "model.layers.0.mlp.experts*" in patterns
+
+
+@pytest.mark.serving
+def test_what_modelopt_itself_writes_is_read(saved: Saved, tmp_path: Path) -> None:
+    """On a CPU it writes FP8 alone, with scales of activations."""
+    pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.export import export_hf_checkpoint
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(saved("llama"), dtype=torch.float32)
+    quantized = mtq.quantize(model, mtq.FP8_DEFAULT_CFG, lambda each: each(torch.arange(32)[None]))
+    wanted = {  # those that are joined with no other, whose scales it would make one
+        f"{name}.weight": module.weight_quantizer(module.weight).detach()
+        for name, module in quantized.named_modules()
+        if name.endswith(("o_proj", "down_proj"))
+    }
+    export_hf_checkpoint(quantized, export_dir=str(tmp_path / "out"))
+    ours = open_source(str(tmp_path / "out")).origin.checkpoint.weights  # type: ignore[attr-defined]
+    assert len(wanted) == 4 and not any("scale" in name for name in ours)
+    for name, value in wanted.items():
+        found = ours[name].load()
+        assert torch.allclose(found, value, rtol=1e-6, atol=0), name
+        assert not torch.allclose(2 * found, value, rtol=1e-6, atol=0)
