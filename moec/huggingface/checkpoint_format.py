@@ -40,6 +40,6 @@ class CheckpointFormat(ABC):
         """
 
 
-def are_scales(weight: Weight | None) -> bool:
-    """Whether a tensor is there and its numbers can be scales: floats of 16 bits at least."""
-    return weight is not None and weight.dtype.is_floating_point and weight.dtype.itemsize > 1
+def are_scales(weight: Weight) -> bool:
+    """Whether a tensor's numbers can be scales: floats of 16 bits at least."""
+    return weight.dtype.is_floating_point and weight.dtype.itemsize > 1

@@ -80,7 +80,7 @@ def _lacking(packed: Mapping[str, Any], sizes: ExpertSizes | None) -> Iterator[s
             yield from lacking_in_vllm(sizes, stored.group or 0, bool(stored.form))
     named = [g for g in packed.get("config_groups", {}).values() if any("experts" in target for target in g["targets"])]
     if method == "compressed-tensors" and len({str(group["weights"]) for group in named}) > 1:
-        yield "transformers (5.23) reads all experts in one width, others wrongly: quantize those of all layers alike for it"
+        yield "transformers (5.23) reads all experts in one width, others wrongly: quantize those of all layers alike"
 
 
 def _of_integers(stored: _Stored, gptq: bool, sizes: ExpertSizes | None) -> Iterator[str]:

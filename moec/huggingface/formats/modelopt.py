@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from moec.errors import MoecError
-from moec.huggingface.checkpoint_format import CheckpointFormat
+from moec.huggingface.checkpoint_format import CheckpointFormat, are_scales
 from moec.huggingface.compressed_floats import E4M3, GLOBAL, PACKED, SCALE, fp8_numbers, nvfp4_numbers
 from moec.weights.lazy import Weight, whole
 
@@ -96,6 +96,6 @@ def _fp8(name: str, stored: Mapping[str, Weight]) -> Weight:
 
 def _nvfp4(name: str, stored: Mapping[str, Weight]) -> Weight:
     overall = stored.get(name + OVERALL)
-    if overall is not None:
+    if overall is not None and are_scales(overall):  # else it is refused
         overall = whole("overall", lambda one: one.float(), overall)
     return nvfp4_numbers(name, stored[name], stored.get(name + SCALE), overall)

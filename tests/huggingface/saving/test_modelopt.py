@@ -191,27 +191,6 @@ def test_scales_of_activations_are_left_out(saved: Saved, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
-    [
-        ({"quant_algo": "W4A16_AWQ", "group_size": 128}, "W4A16_AWQ"),
-        ({"quant_algo": "NVFP4", "group_size": 32}, "group_size is 32"),
-        ({"quant_algo": "MIXED_PRECISION", "quantized_layers": {"lm_head": {"quant_algo": "MXFP8"}}}, "MXFP8"),
-        ({"quant_algo": "MIXED_PRECISION"}, "no quantized_layers"),
-        ({"quantization": {"quant_algo": "int4"}}, "INT4"),
-    ],
-)
-def test_other_algorithms_are_refused_by_name(said: dict[str, Any], words: str, copied: Saved) -> None:
-    folder = copied("llama")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(
-        json.dumps({**config, "quantization_config": {"quant_method": "modelopt"} | said})
-    )
-    with pytest.raises(MoecError, match=words) as caught:
-        open_source(str(folder))
-    assert caught.value.code == "M206"
-
-
-@pytest.mark.parametrize(
     ("name", "text", "words", "ways"),
     [
         ("llama", "quantize(bits=4, group=16)", "integers", ["quantize(bits=4, format=nvfp4)"]),
