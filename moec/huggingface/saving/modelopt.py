@@ -105,8 +105,9 @@ def _quantization(modules: Mapping[str, Scheme | None]) -> dict[str, Any]:
 
 def _in_config(beside: Mapping[str, Any]) -> dict[str, Any]:
     """The same as `quantization_config` of config.json."""
-    said, groups = beside["quantization"], {}
+    said = beside["quantization"]
     layers: dict[str, Any] = said.get("quantized_layers", {})
+    groups: dict[str, Any] = {}
     for kind, own in _SAID.items():
         names = sorted(name for name, layer in layers.items() if layer == own)
         if names or (own["quant_algo"] == said["quant_algo"] == NVFP4):
