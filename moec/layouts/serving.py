@@ -1,8 +1,8 @@
 """How another engine serves what was written for it: its command, and what of the settings it is known to lack a kernel
 for.
 
-What vLLM takes is what its releases were seen to do: version 0.32, on a CPU; on a GPU what its packed kernels say they
-read.
+What vLLM takes is what its releases were seen to do: version 0.32, on a CPU; on a GPU what its sources say. Of
+TensorRT-LLM nothing was run.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+from moec.layouts.serving_sizes import ExpertSizes, expert_sizes, lacking_in_tensorrt_llm, lacking_in_vllm
+
 _BITS, _GROUPS = (4, 8), (32, 64, 128)
 _EXPERTS = r"\.experts("
+_NVFP4, _OF_MODELOPT = "nvfp4-pack-quantized", "FP8"
 
 
 @dataclass(frozen=True)
@@ -38,49 +40,76 @@ def serving_of(checkpoint: str | Path | None, file: str | Path | None) -> list[S
     Args:
         checkpoint: a folder of `save_hf`, or None. file: of `save_gguf`, or None.
     """
-    found = [] if checkpoint is None else [_by_vllm(Path(checkpoint))]
+    found = [] if checkpoint is None else _by_servers(Path(checkpoint))
     return found if file is None else [*found, _by_llama_cpp(Path(file))]
 
 
-def _by_vllm(folder: Path) -> Serving:
+def _by_servers(folder: Path) -> list[Serving]:
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    parts = ["vllm", "serve", shlex.quote(str(folder))]
-    own_code = bool(config.get("auto_map"))
+    packed, sizes = config.get("quantization_config"), expert_sizes(config)
+    of_modelopt = packed is not None and packed["quant_method"] == "modelopt"
+    first = [_by_tensorrt_llm(folder, packed, sizes)] if of_modelopt else []
+    return [*first, _by_vllm(folder, bool(config.get("auto_map")), packed, sizes)]
+
+
+def _by_tensorrt_llm(folder: Path, packed: Mapping[str, Any], sizes: ExpertSizes | None) -> Serving:
+    nvfp4 = any(stored.form == _NVFP4 and stored.experts for stored in _by_modelopt(packed, sizes is not None))
+    lacks = lacking_in_tensorrt_llm(sizes) if sizes is not None and nvfp4 else ()
+    return Serving("TensorRT-LLM", f"trtllm-serve {shlex.quote(str(folder))}", ("it was not run", *lacks))
+
+
+def _by_vllm(folder: Path, own_code: bool, packed: Mapping[str, Any] | None, sizes: ExpertSizes | None) -> Serving:
     notes = ["vLLM has no class for carved models, only transformers runs them"] if own_code else []
-    mixture = any(config.get(name) for name in _COUNTS)
-    if mixture and not own_code:
+    if sizes is not None and not own_code:
         parallel = "--tensor-parallel-size N --enable-expert-parallel"
         notes.append(f"on several GPUs add {parallel}; vLLM's CPU build (0.32) crashes with the latter")
-    packed = config.get("quantization_config")
-    return Serving("vLLM", " ".join(parts), (*notes, *(_lacking(packed, mixture) if packed else ())))
+    lacks = dict.fromkeys(_lacking(packed, sizes)) if packed else ()
+    return Serving("vLLM", f"vllm serve {shlex.quote(str(folder))}", (*notes, *lacks))
 
 
-def _lacking(packed: Mapping[str, Any], mixture: bool) -> Iterator[str]:
+def _lacking(packed: Mapping[str, Any], sizes: ExpertSizes | None) -> Iterator[str]:
     """What of packed weights vLLM has no kernel for."""
-    gptq = packed["quant_method"] == "gptq"
-    for stored in _by_gptq(packed, mixture) if gptq else _by_compressed_tensors(packed, mixture):
+    method, mixture = packed["quant_method"], sizes is not None
+    forms = {"gptq": _by_gptq, "modelopt": _by_modelopt}
+    for stored in forms.get(method, _by_compressed_tensors)(packed, mixture):
         if stored.form:
             yield from _of_floats(stored)
-        elif stored.bits not in _BITS:
-            yield f"it has no kernel for {stored.bits} bits: write bits=4 or bits=8"
-        elif stored.group not in _GROUPS:
-            yield f"it has no kernel for groups of {stored.group}: write group=32, 64 or 128"
-        elif gptq and not stored.symmetric:
-            yield "it reads no zero points in GPTQ's form: write symmetric=True"
-        elif stored.experts and not stored.symmetric:
-            yield "its kernels for experts have no zero points: write symmetric=True"
-        elif stored.experts and stored.bits == 4:  # 8 bits were not tried
-            yield "its CPU build (0.32) has no kernel for experts of 4 bits ('No WNA16 MoE backend')"
-        if stored.bits == 8 and not stored.form:
-            ways = [*(["bits=4"] if stored.others else []), *(["lm_head=16"] if stored.head else [])]
-            yield f"its CPU build (0.32) has no kernel for 8 bits: write {', '.join(ways)}"
-        if gptq and stored.head:
-            yield "transformers (5.23) reads no quantized head in GPTQ's form, and makes up another: write lm_head=16"
+        else:
+            yield from _of_integers(stored, method == "gptq", sizes)
+        if sizes is not None and stored.experts:
+            yield from lacking_in_vllm(sizes, stored.group or 0, bool(stored.form))
+    named = [g for g in packed.get("config_groups", {}).values() if any("experts" in target for target in g["targets"])]
+    if method == "compressed-tensors" and len({str(group["weights"]) for group in named}) > 1:
+        yield "transformers (5.23) reads all experts in one width, others wrongly: quantize those of all layers alike"
+
+
+def _of_integers(stored: _Stored, gptq: bool, sizes: ExpertSizes | None) -> Iterator[str]:
+    if stored.bits not in _BITS:
+        yield f"it has no kernel for {stored.bits} bits: write bits=4 or bits=8"
+    elif stored.group not in _GROUPS:
+        yield f"it has no kernel for groups of {stored.group}: write group=32, 64 or 128"
+    elif gptq and not stored.symmetric:
+        yield "it reads no zero points in GPTQ's form: write symmetric=True"
+    elif stored.experts and not stored.symmetric:
+        yield "its kernels for experts have no zero points: write symmetric=True"
+    elif stored.experts and stored.bits == 4:  # 8 bits were not tried
+        way = "on AMD with AVX-512 pip install zentorch==2.13.0.1"
+        if sizes is not None and sizes.top_k == 1:
+            way = "zentorch's wants two experts a token"
+        yield f"its CPU build (0.32) says 'No WNA16 MoE backend' of experts of 4 bits where there is no AMX; {way}"
+    if stored.bits == 8:
+        ways = [*(["bits=4"] if stored.others else []), *(["lm_head=16"] if stored.head else [])]
+        yield f"its CPU build (0.32) has no kernel for 8 bits: write {', '.join(ways)}"
+    if gptq and stored.head:
+        yield "transformers (5.23) reads no quantized head in GPTQ's form, and makes up another: write lm_head=16"
 
 
 def _of_floats(stored: _Stored) -> Iterator[str]:
     """What it lacks for small floats: tried on a CPU, read in its sources for a GPU."""
-    nvfp4 = stored.form == "nvfp4-pack-quantized"
+    nvfp4 = stored.form == _NVFP4
+    if stored.form == _OF_MODELOPT:
+        yield "it rounds activations to 8 bits, too, which no proof covers; on GPUs this was not run"
+        return
     yield f"its CPU build (0.32) has no kernel for {'NVFP4' if nvfp4 else 'FP8'}; on GPUs this was not run"
     if stored.experts and not nvfp4:
         yield "its experts in FP8 want activations of 8 bits, too, which moec does not write: write format=nvfp4"
@@ -92,7 +121,7 @@ class _Stored:
     floats, else empty."""
 
     bits: int
-    group: int
+    group: int | None
     symmetric: bool
     experts: bool
     head: bool
@@ -100,10 +129,23 @@ class _Stored:
     form: str = ""
 
 
+def _by_modelopt(packed: Mapping[str, Any], mixture: bool) -> Iterator[_Stored]:
+    """One algorithm for all that is not left out, or one for each module."""
+    layers = packed.get("quantized_layers") or {"": {"quant_algo": packed["quant_algo"]}}
+    left = any(".experts" in name for name in packed["ignore"])
+    for algorithm in dict.fromkeys(layer["quant_algo"] for layer in layers.values()):
+        names = [name for name, layer in layers.items() if layer["quant_algo"] == algorithm]
+        experts = mixture and any(".experts." in name if name else not left for name in names)
+        four = "NVFP4" in algorithm
+        yield _Stored(4 if four else 8, 16 if four else 0, True, experts, False, True, _NVFP4 if four else _OF_MODELOPT)
+
+
 def _by_compressed_tensors(packed: Mapping[str, Any], mixture: bool) -> Iterator[_Stored]:
+    left = any("experts" in name for name in packed["ignore"])
     for group in packed["config_groups"].values():
         weights = group["weights"]
-        experts = mixture and ("Linear" in group["targets"] or any("experts" in t for t in group["targets"]))
+        named = any("experts" in target for target in group["targets"])
+        experts = mixture and (named or ("Linear" in group["targets"] and not left))
         head = any(target.endswith("lm_head") for target in group["targets"])
         others = any(not target.endswith("lm_head") for target in group["targets"])
         form = group["format"] if weights["type"] == "float" else ""

@@ -57,7 +57,7 @@ def test_the_global_scale_of_nvfp4_divides() -> None:
 @pytest.mark.parametrize(
     "spoiled",
     [{"_scale": torch.ones(6, 1).to(E4M3)}, {"_scale": torch.ones(6, 2)}, {"_packed": torch.ones(6, 16)},
-     {"_global_scale": torch.ones(6)}],
+     {"_global_scale": torch.ones(6)}, {"_global_scale": torch.ones(1, dtype=torch.int32)}],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(spoiled: dict[str, torch.Tensor]) -> None:
     parts = {
@@ -67,6 +67,14 @@ def test_what_does_not_fit_is_refused(spoiled: dict[str, torch.Tensor]) -> None:
     with pytest.raises(MoecError, match="do not fit") as caught:
         decode_floats(stored(**parts | spoiled))
     assert caught.value.code == "M205"
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, E4M3])
+def test_fp8_with_scales_of_another_kind_is_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(MoecError, match="do not fit"):
+        decode_floats(
+            {NAME: from_tensor(torch.ones(6, 32).to(E4M3), "codes"), **stored(_scale=torch.ones(6, 1).to(dtype))}
+        )
 
 
 def test_fp8_without_a_scale_is_refused() -> None:

@@ -17,9 +17,10 @@ from tests import zoo
 def notes(name: str, passes: str, folder: Path, hf_format: str = "compressed-tensors") -> str:
     program = Pipeline.parse(passes).run(zoo.captured(name))[0]
     save_hf(program, folder, zoo.source(name), hf_format=hf_format)
-    (found,) = serving_of(folder, None)
-    assert found.command == f"vllm serve '{folder}'"
-    return "; ".join(found.notes)
+    found = serving_of(folder, None)
+    assert found[-1].command == f"vllm serve '{folder}'"
+    assert [each.engine for each in found[:-1]] == (["TensorRT-LLM"] if hf_format == "modelopt" else [])
+    return "; ".join(note for each in found for note in each.notes)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,10 @@ def notes(name: str, passes: str, folder: Path, hf_format: str = "compressed-ten
             ["groups", "8 bits: write"],
         ),
         ("llama", "quantize(bits=4, format=nvfp4, lm_head=16)", ["for NVFP4"], ["groups", "activations"]),
+        ("mixtral", "quantize(bits=4, format=nvfp4, lm_head=16)", ["Marlin", "experts=16"], ["wants"]),
+        ("mixtral", "quantize(bits=4, format=nvfp4, lm_head=16, experts=16)", ["for NVFP4"], ["Marlin", "hidden"]),
+        ("mixtral", "quantize(bits=4, group=16, rules={'*.0.mlp.experts.*': 8})", ["experts in one width"], ["zero"]),
+        ("mixtral", "quantize(bits=4, group=16, lm_head=16, experts=16)", ["groups of 16"], ["Marlin", "WNA16"]),
     ],
 )
 def test_what_vllm_lacks_is_said(name: str, passes: str, said: list[str], unsaid: list[str], tmp_path: Path) -> None:
@@ -69,9 +74,32 @@ def test_what_vllm_lacks_for_gptqs_form_is_said(
     assert all(word in found for word in said) and not any(word in found for word in unsaid), found
 
 
-@pytest.mark.parametrize(("symmetric", "said"), [(True, "WNA16"), (False, "symmetric=True")])
-def test_experts_in_groups_of_32_are_for_gpus(symmetric: bool, said: str, tmp_path: Path) -> None:
-    source = HuggingFaceSource.from_model(zoo.build("mixtral", intermediate_size=64))
+@pytest.mark.parametrize(
+    ("name", "passes", "said", "unsaid"),
+    [
+        ("llama", "quantize(bits=8, format=fp8, lm_head=16)", ["was not run", "no proof"], ["kernel", "Marlin"]),
+        (
+            "mixtral",
+            "quantize(bits=4, format=nvfp4, lm_head=16)",
+            ["'TRTLLM'", "512", "64 divides, not 48"],
+            ["10 experts"],
+        ),
+        ("mixtral", "quantize(bits=4, format=nvfp4, lm_head=16, experts=16)", ["for NVFP4"], ["'TRTLLM'", "Marlin"]),
+    ],
+)
+def test_what_is_said_of_modelopts_form(
+    name: str, passes: str, said: list[str], unsaid: list[str], tmp_path: Path
+) -> None:
+    found = notes(name, passes, tmp_path / "a checkpoint", "modelopt")
+    assert all(word in found for word in said) and not any(word in found for word in unsaid), found
+
+
+@pytest.mark.parametrize(
+    ("symmetric", "top_k", "said"),
+    [(True, 2, "pip install zentorch"), (True, 1, "wants two experts a token"), (False, 2, "symmetric=True")],
+)
+def test_experts_in_groups_of_32_have_few_kernels(symmetric: bool, top_k: int, said: str, tmp_path: Path) -> None:
+    source = HuggingFaceSource.from_model(zoo.build("mixtral", intermediate_size=64, num_experts_per_tok=top_k))
     passes = f"quantize(bits=4, group=32, lm_head=16, symmetric={symmetric})"
     save_hf(Pipeline.parse(passes).run(source.capture())[0], tmp_path / "out", source)
     assert said in "; ".join(serving_of(tmp_path / "out", None)[0].notes)

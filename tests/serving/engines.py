@@ -8,11 +8,14 @@ import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+ZEN_FLAGS = ("AuthenticAMD", "avx512")  # of processors that zentorch is for, as vLLM asks
 VLLM = Path(os.environ.get("MOEC_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
+ZEN = VLLM.parents[1] / "zen"
 SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 PATIENCE = 600  # seconds; vLLM starts in twenty where a machine is quiet
 
@@ -29,6 +32,7 @@ class Serving:
         name: for people. reads: the form's kind that it takes: `checkpoint`, `gguf`, or moec's engine folder, `engine`.
         installed: its version, None where it is not here. install: how it comes here.
         write: from the path, a prompt and a number of tokens to the text, the prompt left out; raises `Refused`.
+        part: of a form's title, where it is there for such forms alone.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Serving:
     installed: Callable[[], str | None]
     install: str
     write: Callable[[Path, str, int], str]
+    part: str = ""
 
 
 def _package(name: str) -> Callable[[], str | None]:
@@ -55,11 +60,22 @@ def _vllm_version() -> str | None:
     return subprocess.run([VLLM, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _by_vllm(folder: Path, prompt: str, tokens: int) -> str:
+def _zentorch_version() -> str | None:
+    own, processor = _vllm_version(), Path("/proc/cpuinfo")
+    packages = sorted(ZEN.glob("zentorch-*.dist-info"))
+    if not own or not packages or not processor.exists():
+        return None
+    said = processor.read_text("utf-8")
+    fits = all(flag in said for flag in ZEN_FLAGS)
+    return f"{own}, zentorch {packages[-1].name.split('-')[1].removesuffix('.dist')}" if fits else None
+
+
+def _by_vllm(folder: Path, prompt: str, tokens: int, packages: Path | None = None) -> str:
     packed = "quantization_config" in json.loads((folder / "config.json").read_text())
     dtype = "bfloat16" if packed else "float32"  # its kernels for codes of 4 bits have no float32
     script = [VLLM, Path(__file__).with_name("vllm_text.py"), folder, dtype, prompt, str(tokens)]
-    found = subprocess.run(script, capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, **SETTINGS})
+    settings = {**os.environ, **SETTINGS, **({"PYTHONPATH": str(packages)} if packages else {})}
+    found = subprocess.run(script, capture_output=True, text=True, timeout=PATIENCE, env=settings)
     if found.returncode:
         said = found.stdout + found.stderr
         reasons = re.findall(r"\w+Error: (.+)", said)  # the first is the root cause
@@ -101,7 +117,9 @@ def _by_genai(folder: Path, prompt: str, tokens: int) -> str:
 
 SERVING = (
     Serving("vLLM, CPU", "checkpoint", _vllm_version, "`make serving` puts it into .venv-vllm", _by_vllm),
+    Serving("vLLM, CPU, with zentorch", "checkpoint", _zentorch_version, "`make serving` does it on AMD with AVX-512",
+            partial(_by_vllm, packages=ZEN), "experts of 4 bits"),
     Serving("transformers", "checkpoint", _package("transformers"), "it comes with moec", _by_transformers),
     Serving("llama.cpp", "gguf", _package("llama-cpp-python"), "pip install llama-cpp-python", _by_llama_cpp),
     Serving("onnxruntime-genai", "engine", _package("onnxruntime-genai"), "`make demo` installs it", _by_genai),
-)
+)  # fmt: skip

@@ -40,7 +40,7 @@ class Form:
 
     def is_for(self, engine: Serving) -> bool:
         """Whether an engine reads such a form."""
-        return engine.reads == self.kind and self.only in engine.name
+        return engine.reads == self.kind and self.only in engine.name and engine.part in self.title
 
     def write(self, compiled: Callable[..., Any], folder: Path) -> tuple[Path, Path]:
         """Compile into `folder`; the engine's folder, and what other engines read."""
@@ -54,6 +54,7 @@ class Form:
         return engine, other
 
 
+EXPERTS = "quantize(bits=4, group=32, attention=16, lm_head=16)"
 NO_EXPERTS = (("vLLM, CPU", "No WNA16 MoE backend"),)
 NO_BYTES = (("vLLM, CPU", "Failed to find a kernel that can implement the WNA16 linear layer"),)
 FORMS = (
@@ -64,11 +65,9 @@ FORMS = (
     Form("compressed-tensors, 4 bits, dense", "checkpoint", "llama", "quantize(bits=4, group=32, lm_head=16)"),
     Form("compressed-tensors, 8 bits, dense", "checkpoint", "llama", "quantize(bits=8, group=32, lm_head=16)",
          refused=NO_BYTES),
-    Form("compressed-tensors, experts of 4 bits", "checkpoint", "mixtral", "quantize(bits=4, group=32, lm_head=16)",
-         refused=NO_EXPERTS),
+    Form("compressed-tensors, experts of 4 bits", "checkpoint", "mixtral", EXPERTS, refused=NO_EXPERTS),
     Form("GPTQ, 4 bits, dense", "checkpoint", "llama", "quantize(bits=4, group=32, lm_head=16)", GPTQ, only="vLLM"),
-    Form("GPTQ, experts of 4 bits", "checkpoint", "mixtral", "quantize(bits=4, group=32, lm_head=16)", GPTQ,
-         refused=NO_EXPERTS, only="vLLM"),
+    Form("GPTQ, experts of 4 bits", "checkpoint", "mixtral", EXPERTS, GPTQ, refused=NO_EXPERTS, only="vLLM"),
     Form("GGUF, F16, upcycled", "gguf", "llama", UPCYCLE),
     Form("GGUF, Q8_0, Mixtral", "gguf", "mixtral", ALIKE),
     Form("GGUF, Q4_0, Qwen3-MoE", "gguf", "qwen3_moe", "quantize(bits=4, group=32)"),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.huggingface.checkpoint_format import CheckpointFormat
+from moec.huggingface.checkpoint_format import CheckpointFormat, are_scales
 from moec.huggingface.compressed_floats import FORMS, FP8_FORMS, decode_floats, why_not_floats
 from moec.huggingface.compressed_floats import PACKED as PACKED
 from moec.huggingface.compressed_floats import SCALE as SCALE
@@ -130,12 +130,17 @@ def _coded(base: str, stored: Mapping[str, Weight]) -> PackedWeight:
     if (
         not bits
         or packed.dtype != torch.int32
+        or not are_scales(scale)
         or scale.shape[:1] != (out,)
         or len(scale.shape) != 2
         or width % scale.shape[1]
     ):
-        shapes = f"{list(packed.shape)}, scales {list(scale.shape)} and shape {[out, width]}"
+        kind = str(scale.dtype)[6:]
+        shapes = f"{list(packed.shape)}, scales {kind} {list(scale.shape)} and shape {[out, width]}"
         raise MoecError("M205", f"{base + PACKED!r} does not fit: {shapes}", packed.origin, "download the files again")
+    if zero is not None and (zero.dtype != torch.int32 or zero.shape != (-(-out * bits // 32), scale.shape[1])):
+        what = f"{base + ZERO!r} is {str(zero.dtype)[6:]} {list(zero.shape)}, which does not fit {list(scale.shape)}"
+        raise MoecError("M205", what, zero.origin, "download the files again")
     codes = columns(rowwise("bytes", as_bytes, packed), 0, width * bits // 8)
     zeros = None if zero is None else whole("zeros", lambda t: unpacked_rows(t, bits, out), zero)
     return in_short_groups(codes, scale, zeros, bits)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.huggingface.checkpoint_format import CheckpointFormat
+from moec.huggingface.checkpoint_format import CheckpointFormat, are_scales
 from moec.weights.lazy import Weight
 
 SCALE = "_scale_inv"
@@ -55,8 +55,8 @@ def decode(stored: Mapping[str, Weight], tile: tuple[int, int] = (128, 128)) -> 
 def _decoded(name: str, weight: Weight, scale: Weight | None, tile: tuple[int, int]) -> Weight:
     height, width = tile
     wanted = tuple(-(-size // step) for size, step in zip(weight.shape, tile, strict=False))
-    if scale is None or len(weight.shape) != 2 or scale.shape != wanted:
-        found = "none" if scale is None else list(scale.shape)
+    if scale is None or not are_scales(scale) or len(weight.shape) != 2 or scale.shape != wanted:
+        found = "none" if scale is None else f"{str(scale.dtype)[6:]} {list(scale.shape)}"
         raise MoecError(
             "M205",
             f"{name!r} of shape {list(weight.shape)} needs scales {list(wanted)}, found {found}",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.huggingface.checkpoint_format import CheckpointFormat
+from moec.huggingface.checkpoint_format import CheckpointFormat, are_scales
 from moec.huggingface.formats.compressed_tensors import BITS, as_bytes, in_short_groups
 from moec.weights.lazy import Weight, decoded, rowwise, transpose, whole
 from moec.weights.weight import PackedWeight
@@ -123,7 +123,7 @@ def _coded(base: str, stored: Mapping[str, Weight], less_one: bool, symmetric: b
     words, scales, zeros = stored[base + WEIGHT], stored[base + SCALES], stored[base + ZEROS]
     bits, width = _sizes(base, words, scales, zeros)
     if base + ORDER in stored:
-        _check_order(base + ORDER, stored[base + ORDER].load(), width // scales.shape[0])
+        _check_order(stored[base + ORDER], base + ORDER, width, width // scales.shape[0])
     codes = rowwise("bytes", as_bytes, transpose(words, 0, 1))
     turned = transpose(scales, 0, 1)
     points = whole(f"zeros[{bits}]", lambda t: unpacked_columns(t, bits, less_one), zeros)
@@ -144,15 +144,21 @@ def _sizes(base: str, words: Weight, scales: Weight, zeros: Weight) -> tuple[int
         or words.shape[1:] != (out,)
         or words.dtype != torch.int32
         or zeros.dtype != torch.int32
+        or not are_scales(scales)
         or width % groups
     ):
-        shapes = f"{list(words.shape)}, scales {list(scales.shape)}, zero points {list(zeros.shape)}"
+        kind = str(scales.dtype)[6:]
+        shapes = f"{list(words.shape)}, scales {kind} {list(scales.shape)}, zero points {list(zeros.shape)}"
         raise MoecError("M205", f"{base + WEIGHT!r} does not fit: {shapes}", words.origin, "download the files again")
     return bits, width
 
 
-def _check_order(name: str, order: Tensor, group: int) -> None:
-    """Raise M206 unless inputs are in groups of neighbours, in their order."""
+def _check_order(weight: Weight, name: str, width: int, group: int) -> None:
+    """Raise M205 unless each input has a group, and M206 unless these are of neighbours, in their order."""
+    if weight.shape != (width,) or weight.dtype not in (torch.int32, torch.int64):
+        what = f"{name!r} is {str(weight.dtype)[6:]} {list(weight.shape)}, no group for each of {width} inputs"
+        raise MoecError("M205", what, weight.origin, "download the files again")
+    order = weight.load()
     if not torch.equal(order.to(torch.int64), torch.arange(len(order)) // group):
         raise MoecError(
             "M206",

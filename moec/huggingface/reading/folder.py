@@ -20,6 +20,7 @@ from moec.files.regular import file_hash
 from moec.frontend.account import cut
 from moec.frontend.snapshot import Snapshot
 from moec.huggingface.formats.compressed_tensors import in_float32
+from moec.huggingface.formats.modelopt import FILE
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.checkpoint import Checkpoint, read_checkpoint
 from moec.huggingface.reading.config_sizes import built_from, check_config, check_size
@@ -40,6 +41,7 @@ _READ = (
     "preprocessor_config.json",
     "processor_config.json",
     GENERATION,
+    FILE,
     "*.index.json",
     "*.safetensors",
     "pytorch_model*.bin",

@@ -3,6 +3,7 @@ graph."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,9 @@ from torch import fx
 
 from moec import registry
 from moec.errors import MoecError
+from moec.files.inside import read_inside
 from moec.huggingface.checkpoint_format import CheckpointFormat
+from moec.huggingface.formats.modelopt import FILE, METHOD
 from moec.huggingface.reading.checkpoint import Checkpoint
 from moec.program.program import Program
 from moec.program.rewriting import call_like
@@ -32,7 +35,9 @@ def decoder_of(config: Mapping[str, Any], folder: Path) -> Decode | None:
     Raises:
         MoecError: M206 for a format that moec does not read, by its name and with the reason.
     """
-    given = config.get("quantization_config")
+    given, file = config.get("quantization_config"), folder / "config.json"
+    if not given:
+        given, file = _beside(folder), folder / FILE
     if not given:
         return None
     method = str(given.get("quant_method", "an unnamed method"))
@@ -41,10 +46,21 @@ def decoder_of(config: Mapping[str, Any], folder: Path) -> Decode | None:
     others = f"moec reads {', '.join(sorted(m for f in known for m in f.methods))}"
     reason = _why_not(chosen, given) if chosen else others
     if chosen is None or reason:
-        raise MoecError(
-            "M206", f"the checkpoint is quantized already ({method}): {reason}", str(folder / "config.json"), _WAY_OUT
-        )
+        raise MoecError("M206", f"the checkpoint is quantized already ({method}): {reason}", str(file), _WAY_OUT)
     return partial(chosen.decode, config=given)
+
+
+def _beside(folder: Path) -> dict[str, Any] | None:
+    """What older files of ModelOpt's form say in a file of their own, and not in config.json."""
+    if not (folder / FILE).is_file():
+        return None
+    try:
+        found = json.loads(read_inside(folder / FILE, folder))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MoecError(
+            "M204", f"it is not readable: {error}", str(folder / FILE), "download the file again"
+        ) from error
+    return {"quant_method": METHOD, **found} if isinstance(found, dict) else None
 
 
 def _why_not(form: CheckpointFormat, given: Mapping[str, Any]) -> str:

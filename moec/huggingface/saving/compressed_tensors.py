@@ -87,9 +87,13 @@ def _row_words(bits: int) -> Any:
 
 
 def quantization_config(modules: Mapping[str, Scheme | None], first: Scheme) -> dict[str, Any]:
-    """What config.json has to say of `packed_tensors`; `first` is the scheme of most."""
+    """What config.json has to say of `packed_tensors`; `first` is the scheme of most, and of experts where any is
+    packed. These have a group by name where another group has one: transformers (5.23) would take that one's scheme for
+    them."""
     groups = [(first, ["Linear"])]
     others = sorted({s for s in modules.values() if s not in (None, first)}, key=str)
+    experts = [name for name, own in modules.items() if own == first and EXPERT.match(name)]
+    groups = [(first, _targets(experts))] * bool(others and experts) + groups
     groups = [
         (s, _targets([name for name, own in modules.items() if own == s])) for s in others if s is not None
     ] + groups  # names before classes

@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from moec.errors import MoecError
 from moec.huggingface.compressed_floats import E4M3, GLOBAL, PACKED, SCALE
 from moec.huggingface.saving.schemes import FUSED, Scheme
@@ -28,14 +26,15 @@ def float_tensors(name: str, coded: FloatCodes) -> dict[str, Weight]:
     if coded.format == "fp8":
         rows = coded.codes.shape[0]
         scale = whole(f"repeat[{rows}]", lambda one: one.reshape(1, 1).repeat(rows, 1), coded.scale)
-        return {name: rowwise("e4m3", _e4m3, coded.codes), name + SCALE: scale}
+        return {name: as_e4m3(coded.codes), name + SCALE: scale}
     assert coded.overall is not None
     inverse = whole("inverse", lambda one: (1 / one.float()).reshape(1), coded.overall)
-    return {name + PACKED: coded.codes, name + SCALE: rowwise("e4m3", _e4m3, coded.scale), name + GLOBAL: inverse}
+    return {name + PACKED: coded.codes, name + SCALE: as_e4m3(coded.scale), name + GLOBAL: inverse}
 
 
-def _e4m3(codes: Tensor) -> Tensor:
-    return codes.view(E4M3)
+def as_e4m3(codes: Weight) -> Weight:
+    """Bytes as the numbers of E4M3 that they are."""
+    return rowwise("e4m3", lambda part: part.view(E4M3), codes)
 
 
 def weights_entry(scheme: Scheme) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def write_checkpoint(
     stored: dict[str, Weight],
     max_shard_bytes: int,
     beside: Path | None,
-    code: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write config.json and the weights, one block of a weight in memory at a time.
@@ -60,10 +60,10 @@ def write_checkpoint(
     Args:
         stored: name in the files -> lazy weight. max_shard_bytes: of one weight file.
         beside: a folder whose tokenizer files, licence and the like are copied, or None.
-        code: texts of the Python files that the config's `auto_map` names. progress: is told the bytes of the weights.
+        texts: of more files, by name. progress: is told the bytes of the weights.
     """
     config.save_pretrained(folder)
-    for name, text in (code or {}).items():
+    for name, text in (texts or {}).items():
         (folder / name).write_text(text, "utf-8")
     write_shards(folder, stored, max_shard_bytes, progress)
     for pattern in _BESIDE if beside else ():

@@ -39,7 +39,7 @@ class Planned:
         where: the source, for refusals.
         packed: whether any weight of the program is packed.
         beside: the folder of the model that it was captured from, or None.
-        code: texts of the Python files that the config's `auto_map` names.
+        texts: of files by their names: Python that the config's `auto_map` names, what a form has beside config.json.
         rounding: what 16 bits make of numbers, counted while the files are written.
     """
 
@@ -48,7 +48,7 @@ class Planned:
     where: str
     packed: bool
     beside: Path | None
-    code: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
     rounding: Rounding = field(default_factory=Rounding)
 
 

@@ -10,17 +10,19 @@ from typing import Any
 import torch
 
 from moec.errors import MoecError
+from moec.huggingface.formats.modelopt import FILE
 from moec.huggingface.saving.compressed_tensors import in_packed_form
 from moec.huggingface.saving.folder import publish, write_checkpoint
 from moec.huggingface.saving.gptq import in_gptq_form, require_kept
 from moec.huggingface.saving.half_precision import Rounding
+from moec.huggingface.saving.modelopt import in_modelopt_form
 from moec.huggingface.saving.planned import Planned, plan
 from moec.program.program import Program
 from moec.program.trainable import TrainableProgram
 from moec.progress import Progress
 from moec.registry import did_you_mean
 
-FORMATS = ("compressed-tensors", "gptq")
+FORMATS = ("compressed-tensors", "gptq", "modelopt")
 SHARD_BYTES = 5 * 10**9
 
 
@@ -36,9 +38,9 @@ def save_hf(
     """Write an upcycled, merged, carved, pruned, trained or quantized causal language model, or one with fewer experts
     a token, as `config.json` and safetensors, streaming: one block of a weight in memory at a time.
 
-    The checkpoint's weights are the program's. Those that are packed are written in the compressed-tensors form or in
-    GPTQ's, which vLLM loads, with the program's own integers; an embedding is written as the numbers that it stands
-    for. The folder is written beside `folder` and renamed when it is whole.
+    The checkpoint's weights are the program's. Those that are packed are written in the compressed-tensors form, in
+    GPTQ's or in ModelOpt's, which servers load, with the program's own codes; an embedding is written as the numbers
+    that it stands for. The folder is written beside `folder` and renamed when it is whole.
 
     Args:
         model: a program that was captured from a Hugging Face model, then upcycled, merged, pruned or trained, and
@@ -49,7 +51,8 @@ def save_hf(
         dtype: to store in; None means the program's. Another one rounds scales too.
         max_shard_bytes: of one weight file.
         progress: is told how many bytes of the weights are written.
-        hf_format: of packed weights: `compressed-tensors`, or `gptq`, whose scales have 16 bits.
+        hf_format: of packed weights: `compressed-tensors`; `gptq`, whose scales have 16 bits; or `modelopt`, of small
+            floats alone.
 
     Returns:
         The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe` for an upcycled or merged model; for a
@@ -72,8 +75,8 @@ def write_planned(
     """Write what `plan_hf` says, and say what became of its numbers. Raises as `save_hf` does."""
 
     def write(place: Path) -> None:
-        config, stored, beside, code = planned.config, planned.stored, planned.beside, planned.code
-        write_checkpoint(place, config, stored, max_shard_bytes, beside, code, progress)
+        config, stored, beside, texts = planned.config, planned.stored, planned.beside, planned.texts
+        write_checkpoint(place, config, stored, max_shard_bytes, beside, texts, progress)
         require_kept(planned.rounding)
 
     publish(Path(folder), write)
@@ -94,6 +97,9 @@ def plan_hf(
     planned = plan(model, source, dtype)
     if hf_format == "gptq":
         config, stored = in_gptq_form(planned.config, planned.stored, planned.where, planned.rounding)
+    elif hf_format == "modelopt":
+        config, stored, text = in_modelopt_form(planned.config, planned.stored, planned.where)
+        planned = replace(planned, texts={**planned.texts, FILE: text})
     elif planned.packed:
         config, stored = in_packed_form(planned.config, planned.stored, planned.where)
     else:

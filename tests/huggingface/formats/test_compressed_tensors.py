@@ -94,6 +94,9 @@ def spoiled() -> Iterator[tuple[str, dict[str, Tensor | None], str]]:
     yield "another shape", {"a.weight_shape": torch.tensor([OUT, WIDTH + 8])}, "M205"
     yield "scales of fewer rows", {"a.weight_scale": torch.ones(OUT - 1, 8)}, "M205"
     yield "groups that do not divide", {"a.weight_scale": torch.ones(OUT, 7)}, "M205"
+    yield "scales of integers", {"a.weight_scale": torch.ones(OUT, 8, dtype=torch.int32)}, "M205"
+    yield "zero points of fewer groups", {"a.weight_zero_point": torch.zeros(3, 7, dtype=torch.int32)}, "M205"
+    yield "zero points of floats", {"a.weight_zero_point": torch.zeros(3, 8)}, "M205"
     yield "floats", {"a.weight_packed": torch.ones(OUT, WIDTH // 8)}, "M205"
     yield "act-order", {"a.weight_g_idx": torch.zeros(WIDTH, dtype=torch.int32)}, "M206"
 

@@ -41,7 +41,16 @@ def test_every_number_is_multiplied_by_its_tiles_scale() -> None:
     assert not torch.equal(turned["a.weight"].load(), wanted)
 
 
-@pytest.mark.parametrize("scale", [None, torch.ones(3, 3), torch.ones(12)])
+@pytest.mark.parametrize(
+    "scale",
+    [
+        None,
+        torch.ones(3, 3),
+        torch.ones(12),
+        torch.ones(3, 4, dtype=torch.int32),
+        torch.ones(3, 4).to(torch.float8_e4m3fn),
+    ],
+)
 def test_scales_that_do_not_fit(scale: torch.Tensor | None) -> None:
     stored = {n: from_tensor(t, n) for n, t in {**tensors(), "a.weight_scale_inv": scale}.items() if t is not None}
     with pytest.raises(MoecError) as caught:

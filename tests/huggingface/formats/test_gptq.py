@@ -104,6 +104,11 @@ def test_without_an_order_of_inputs() -> None:
         ({"a.qzeros": torch.zeros(2, 5, dtype=torch.int32)}, "M205"),
         ({"a.qweight": torch.zeros(8, OUT + 1, dtype=torch.int32)}, "M205"),
         ({"a.qweight": None}, "M205"),
+        ({"a.scales": torch.ones(2, OUT, dtype=torch.int32)}, "M205"),
+        ({"a.g_idx": torch.arange(WIDTH // 2, dtype=torch.int32) // 32}, "M205"),
+        ({"a.g_idx": torch.arange(2 * WIDTH, dtype=torch.int32) // 32}, "M205"),
+        ({"a.g_idx": torch.arange(WIDTH) / 32}, "M205"),
+        ({"a.g_idx": (torch.arange(WIDTH) // 32).to(torch.int32)[None]}, "M205"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Tensor | None], code: str) -> None:

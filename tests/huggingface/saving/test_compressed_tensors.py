@@ -76,7 +76,11 @@ def test_config_says_what_is_packed_and_what_is_not(saved: Saved, tmp_path: Path
         tmp_path / "out",
     )
     config, stored = packed.config_of(tmp_path / "out"), packed.tensors(tmp_path / "out")
-    eight, four = sorted(config["config_groups"].values(), key=lambda g: -g["weights"]["num_bits"])
+    groups = config["config_groups"].values()
+    eight, four = (
+        next(g for g in groups if ok(g))
+        for ok in (lambda g: "Linear" in g["targets"], lambda g: g["weights"]["num_bits"] == 4)
+    )
     layer = [f"model.layers.{i}" for i in (0, 1)]
     assert (
         eight["targets"] == ["Linear"]
@@ -95,6 +99,21 @@ def test_config_says_what_is_packed_and_what_is_not(saved: Saved, tmp_path: Path
         32,
         48,
     ]
+
+
+@pytest.mark.parametrize("passes", ["quantize(bits=4, group=16)", "quantize(bits=4, group=16, attention=8)"])
+def test_transformers_reads_experts_beside_a_head_of_another_width(passes: str, saved: Saved, tmp_path: Path) -> None:
+    """It takes the first group of config.json for experts, where none names them."""
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    from transformers import AutoModelForCausalLM
+
+    source, program = packed.write(saved("mixtral"), passes, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, experts_implementation="eager")
+    sample = source.sample(packed.SIZES)
+    with torch.no_grad():
+        said = model(**{name: sample[name] for name in ("input_ids", "attention_mask")}).logits
+    wanted = packed.logits_of(program.run, source)
+    assert float((said[sample["attention_mask"].bool()] - wanted).abs().max() / wanted.std()) < TOLERANCE
 
 
 def test_a_head_is_named_since_servers_want_that(saved: Saved, tmp_path: Path) -> None:
