@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from tests.command_line import Cli
+from tests.kept_captures import KeptCaptures
 from tests.made_once import made_once, shared
+from tests.one_thread import OneThread
 from tests.zoo import save
 
 os.environ["MOEC_CACHE_DIR"] = "off"  # a test that wants one names its own
-BEHIND_CAPTURES = ("huggingface/saving/",)  # what is tested there comes after a capture, which may be a kept one
+KEPT, ONE_THREAD = KeptCaptures(), OneThread()
 torch.set_num_threads(1)  # pytest runs one worker a core
 gc.set_threshold(100_000, 10, 10)  # as in moec.startup; with this and `modules_stay` 5 % of the time, without 10 %
 
@@ -29,13 +31,17 @@ def modules_stay() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def captures_kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture(scope="session", autouse=True)
+def captures_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests of what comes after a capture take those that were kept in this run, and keep theirs."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.path.relative_to(Path(__file__).parent).as_posix().startswith(BEHIND_CAPTURES):
-            patch.setenv("MOEC_CACHE_DIR", str(shared(tmp_path_factory) / "kept"))
-        yield
+    KEPT.folder = shared(tmp_path_factory) / "kept"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Both ask which test runs."""
+    KEPT.before(item)
+    ONE_THREAD.before(item)
 
 
 @pytest.fixture
