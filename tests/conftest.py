@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,15 +113,25 @@ def translator_engine(translator: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def cpu_kernels_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """moec's kernels for CPUs, compiled from the sources here; those that the environment names, where it does."""
-    from moec.kernels.cpu.building import LIBRARY, build, compiler
+    """moec's kernels for CPUs, compiled from the sources here, once for each content of theirs; those that the
+    environment names, where it does."""
+    from moec.kernels.cpu.building import LIBRARY, build, compiler, stamp
     from moec.kernels.cpu.library import PLACE, require_library
 
     if os.environ.get(PLACE):
         return require_library()
     if not compiler():
         pytest.skip("needs a C++ compiler")
-    return made_once(tmp_path_factory, f"kernels/{LIBRARY}", build)
+    content = hashlib.sha256(f"{stamp()} {compiler()}".encode()).hexdigest()[:16]
+    kept = Path(tempfile.gettempdir()) / f"moec_cpu_kernels-{os.getuid()}-{content}" / LIBRARY  # for the next run, too
+
+    def make(path: Path) -> None:
+        if not kept.is_file():
+            kept.parent.mkdir(mode=0o700, exist_ok=True)
+            build(kept)
+        shutil.copy(kept, path)
+
+    return made_once(tmp_path_factory, f"kernels/{LIBRARY}", make)
 
 
 @pytest.fixture
