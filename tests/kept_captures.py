@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-
-from moec.files import kept
-from moec.files.kept import FOLDER
 
 TESTS = Path(__file__).parent
 # what a capture makes is what is tested there, or all of moec from the model on
@@ -42,24 +36,10 @@ class KeptCaptures:
         """To be called before the fixtures of a test are made."""
         self.item = item
         source = sys.modules.get("moec.huggingface.source")  # whose import takes seconds, and most tests need none
-        if source is not None and not isinstance(source.captured, _Captured):
-            source.captured = _Captured(self, source.captured)
+        if source is not None and getattr(source.captured, "__name__", "") == "captured":
+            from tests.recalled import Captured
 
-
-class _Captured:
-    """`moec.huggingface.capturing.captured`, with that folder where it may be used."""
-
-    def __init__(self, own: KeptCaptures, real: Callable[..., Any]) -> None:
-        self.own, self.real = own, real
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        folder, item = self.own.folder, self.own.item
-        if folder is None or item is None or os.environ.get(FOLDER) != "off" or not may_take_kept(item):
-            return self.real(*args, **kwargs)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(FOLDER, str(folder))
-            patch.setattr(kept, "_unused", [])  # later proofs read nothing that a compile kept
-            return self.real(*args, **kwargs)
+            source.captured = Captured(self, source.captured)
 
 
 def count_captures(owner: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
