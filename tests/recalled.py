@@ -15,7 +15,7 @@ from moec.frontend.kept_capture import capture_key, keep_capture, recall_capture
 from moec.huggingface.capturing import _kind
 from moec.huggingface.reading.loaded import Loaded
 from moec.program.program import Program
-from tests import zoo
+from tests.built import built_as
 from tests.kept_captures import KeptCaptures, may_take_kept
 
 
@@ -33,7 +33,7 @@ class Captured:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(FOLDER, str(folder))
             patch.setattr(kept, "_unused", [])  # later proofs read nothing that a compile kept
-            if how := zoo.built_as(origin.template) if isinstance(origin, Loaded) else "":
+            if how := built_as(origin.template) if isinstance(origin, Loaded) else "":
                 return self._of_the_zoo(how, origin, *args)
             return self.real(origin, *args)
 

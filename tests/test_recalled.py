@@ -10,20 +10,21 @@ import torch
 from moec.huggingface import capturing
 from moec.huggingface.source import HuggingFaceSource
 from tests import zoo
+from tests.built import built_as
 from tests.kept_captures import count_captures
 
 
 def test_numbers_may_change_and_nothing_else() -> None:
     model, other = (zoo.build("llama", seed, num_hidden_layers=1) for seed in range(2))
-    assert zoo.built_as(model) == zoo.built_as(other) != zoo.built_as(zoo.build("llama")) != ""
+    assert built_as(model) == built_as(other) != built_as(zoo.build("llama")) != ""
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
-    assert zoo.built_as(model) == zoo.built_as(other)
-    assert zoo.built_as(copy.deepcopy(model)) == ""
+    assert built_as(model) == built_as(other)
+    assert built_as(copy.deepcopy(model)) == ""
     model.model.layers[0].self_attn.scaling *= 2
-    assert zoo.built_as(model) == ""
+    assert built_as(model) == ""
     other.config._attn_implementation = "eager"
-    assert zoo.built_as(other) == ""
+    assert built_as(other) == ""
 
 
 @pytest.mark.parametrize("changed", [False, True])

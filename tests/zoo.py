@@ -6,10 +6,11 @@ import json
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from tests.built import remember
 
 if TYPE_CHECKING:
     from moec.huggingface.source import HuggingFaceSource
@@ -286,35 +287,8 @@ def build(name: str, seed: int = 0, **changes: Any) -> nn.Module:
     config = _config(name, **changes)
     model: nn.Module = getattr(transformers, config.architectures[0])(config)
     randomize(model.eval(), seed)
-    _BUILT[model] = f"{name} {sorted(changes.items())}", _structure(model)
+    remember(model, f"{name} {sorted(changes.items())}")
     return model
-
-
-_BUILT: WeakKeyDictionary[nn.Module, tuple[str, str]] = WeakKeyDictionary()
-
-
-def built_as(model: nn.Module) -> str:
-    """The name and changes of a model that `build` made, if nothing but numbers of its tensors is another since; empty
-    for any other."""
-    how, structure = _BUILT.get(model, ("", ""))
-    return how if how and _structure(model) == structure else ""
-
-
-def _structure(model: nn.Module) -> str:
-    """Everything that its modules hold but tensors and other modules, as text: objects with their addresses."""
-    said: dict[int, str] = {}
-    lines = []
-    for name, part in model.named_modules(remove_duplicate=False):
-        held = {k: v for k, v in vars(part).items() if k not in ("_parameters", "_buffers", "_modules")}
-        lines.append(f"{name} {type(part)} " + " ".join(f"{k}={_said(v, said)}" for k, v in held.items()))
-    return "\n".join(lines)
-
-
-def _said(value: Any, said: dict[int, str]) -> str:
-    """Its `repr`; of a config, which all modules share, once, with what its own leaves out."""
-    if id(value) not in said:
-        said[id(value)] = repr(vars(value) if hasattr(value, "to_dict") else value)
-    return said[id(value)]
 
 
 @cache
