@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ class KeptCaptures:
     def before(self, item: pytest.Item) -> None:
         """To be called before the fixtures of a test are made."""
         self.item = item
-        source = sys.modules.get("moec.huggingface.source")  # whose import takes seconds, and most tests need none
+        source: Any = sys.modules.get("moec.huggingface.source")  # whose import takes seconds, and most tests need none
         if source is not None and getattr(source.captured, "__name__", "") == "captured":
             from tests.recalled import Captured
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,12 @@ from tests.built import built_as
 from tests.kept_captures import count_captures
 
 
+def llama(seed: int) -> Any:
+    return zoo.build("llama", seed, num_hidden_layers=1)
+
+
 def test_numbers_may_change_and_nothing_else() -> None:
-    model, other = (zoo.build("llama", seed, num_hidden_layers=1) for seed in range(2))
+    model, other = llama(0), llama(1)
     assert built_as(model) == built_as(other) != built_as(zoo.build("llama")) != ""
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
@@ -29,8 +34,8 @@ def test_numbers_may_change_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("changed", [False, True])
 def test_what_was_kept_of_another_model_is_right_for_this_one(changed: bool) -> None:
-    HuggingFaceSource.from_model(zoo.build("llama", 1, num_hidden_layers=1)).capture()
-    model = zoo.build("llama", 2, num_hidden_layers=1)
+    HuggingFaceSource.from_model(llama(1)).capture()
+    model = llama(2)
     if changed:
         model.model.layers[0].self_attn.scaling *= 2
     source = HuggingFaceSource.from_model(model)
