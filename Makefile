@@ -17,28 +17,33 @@ OPTIMUM_VENV ?= .venv-optimum
 
 # numpy and PyTorch compute other last bits on other CPUs: what rests on numbers has to hold on those too. What compiles
 # kernels and runs none, or asks PyTorch whether an operator is well formed, has no numbers. OPENBLAS_CORETYPE is numpy's
-# alone, and the rest computes with PyTorch alone.
+# alone, and the rest computes with PyTorch alone. `test` runs the oldest, which is farthest from this one; `test-all`
+# Haswell, too.
 NUMBERS = $(BIN)/python -m pytest -n 2 --dist worksteal -m "not repeats and not serving and not compiled" -k "not well_formed"
 BY_NUMPY = tests/kernels/device $(wildcard tests/kernels/test_*.py) \
 	$(addprefix tests/dialect/test_,activation.py experts.py experts_backward.py moe.py routing.py)
 OLD_CPU = OPENBLAS_CORETYPE=Nehalem ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: demo test test-all tests numbers lint style types docs pictures first-hour wheel-demo serving kernels kernels-checked clean
+.PHONY: demo test test-all tests numbers numbers-haswell numbers-old lint style types docs pictures first-hour wheel-demo serving kernels kernels-checked clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/minilm.py demo-engine
 
 test test-all: style # types take a minute of one core: beside the tests
 	$(MAKE) -j2 types tests $(if $(filter test-all,$@),MARKS='-m ""')
-	$(MAKE) numbers
+	$(MAKE) $(if $(filter test-all,$@),numbers,numbers-old)
 
 tests: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(MARKS)
 
-numbers: $(STAMP)
+numbers: numbers-haswell numbers-old
+
+numbers-haswell: $(STAMP)
 ifneq ($(OPENBLAS_CORETYPE),Haswell) # `test` has run them so already
 	OPENBLAS_CORETYPE=Haswell $(NUMBERS) $(BY_NUMPY)
 endif
+
+numbers-old: $(STAMP)
 	$(OLD_CPU) $(NUMBERS) tests/kernels tests/dialect tests/quantization
 
 lint: style types

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +14,13 @@ import pytest
 import torch
 
 from tests.command_line import Cli
+from tests.kept_captures import KeptCaptures
 from tests.made_once import made_once, shared
+from tests.one_thread import OneThread
 from tests.zoo import save
 
 os.environ["MOEC_CACHE_DIR"] = "off"  # a test that wants one names its own
-BEHIND_CAPTURES = ("huggingface/saving/",)  # what is tested there comes after a capture, which may be a kept one
+KEPT, ONE_THREAD = KeptCaptures(), OneThread()
 torch.set_num_threads(1)  # pytest runs one worker a core
 gc.set_threshold(100_000, 10, 10)  # as in moec.startup; with this and `modules_stay` 5 % of the time, without 10 %
 
@@ -29,13 +34,17 @@ def modules_stay() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def captures_kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture(scope="session", autouse=True)
+def captures_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests of what comes after a capture take those that were kept in this run, and keep theirs."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.path.relative_to(Path(__file__).parent).as_posix().startswith(BEHIND_CAPTURES):
-            patch.setenv("MOEC_CACHE_DIR", str(shared(tmp_path_factory) / "kept"))
-        yield
+    KEPT.folder = shared(tmp_path_factory) / "kept"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Both ask which test runs."""
+    KEPT.before(item)
+    ONE_THREAD.before(item)
 
 
 @pytest.fixture
@@ -104,15 +113,25 @@ def translator_engine(translator: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def cpu_kernels_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """moec's kernels for CPUs, compiled from the sources here; those that the environment names, where it does."""
-    from moec.kernels.cpu.building import LIBRARY, build, compiler
+    """moec's kernels for CPUs, compiled from the sources here, once for each content of theirs; those that the
+    environment names, where it does."""
+    from moec.kernels.cpu.building import LIBRARY, build, compiler, stamp
     from moec.kernels.cpu.library import PLACE, require_library
 
     if os.environ.get(PLACE):
         return require_library()
     if not compiler():
         pytest.skip("needs a C++ compiler")
-    return made_once(tmp_path_factory, f"kernels/{LIBRARY}", build)
+    content = hashlib.sha256(f"{stamp()} {compiler()}".encode()).hexdigest()[:16]
+    kept = Path(tempfile.gettempdir()) / f"moec_cpu_kernels-{os.getuid()}-{content}" / LIBRARY  # for the next run, too
+
+    def make(path: Path) -> None:
+        if not kept.is_file():
+            kept.parent.mkdir(mode=0o700, exist_ok=True)
+            build(kept)
+        shutil.copy(kept, path)
+
+    return made_once(tmp_path_factory, f"kernels/{LIBRARY}", make)
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tests.built import remember
+
 if TYPE_CHECKING:
     from moec.huggingface.source import HuggingFaceSource
     from moec.program.program import Program
@@ -284,8 +286,9 @@ def build(name: str, seed: int = 0, **changes: Any) -> nn.Module:
 
     config = _config(name, **changes)
     model: nn.Module = getattr(transformers, config.architectures[0])(config)
-    randomize(model, seed)
-    return model.eval()
+    randomize(model.eval(), seed)
+    remember(model, f"{name} {sorted(changes.items())}")
+    return model
 
 
 @cache

@@ -175,8 +175,18 @@ class Edits(Progress):
             self._path.write_bytes(self._change(self._path.read_bytes()))
 
 
-@pytest.mark.parametrize("at", ["capture", "build", "verify"])
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("file", "at"),
+    [
+        ("config.json", "capture"),
+        ("model.safetensors", "build"),
+        ("model.safetensors", "verify"),
+        *(
+            pytest.param(*which, marks=pytest.mark.repeats)  # each file and each stage stands above
+            for which in (("config.json", "build"), ("config.json", "verify"), ("model.safetensors", "capture"))
+        ),
+    ],
+)
 def test_a_model_that_changes_meanwhile_is_refused(file: str, at: str, tmp_path: Path) -> None:
     model = Path(save("llama", tmp_path / "model", num_hidden_layers=1))
     changes = {"config.json": lambda data: data.replace(b"1e-06", b"1e-05"), "model.safetensors": lambda data: data}
