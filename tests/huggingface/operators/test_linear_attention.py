@@ -97,7 +97,8 @@ def pieces(engine: Engine, ids: Tensor, places: list[int]) -> Tensor:
     """The last logits of each piece, `[batch, pieces, vocabulary]`."""
     going, found = continuation(engine), []
     for first, last in zip([0, *places], [*places, ids.shape[1]], strict=True):
-        found.append(torch.from_numpy(going.step(ids[:, first:last].numpy(), torch.ones_like(ids)[:, :last].numpy())))
+        logits = going.step(ids[:, first:last].numpy(), torch.ones_like(ids)[:, :last].numpy())
+        found.append(torch.from_numpy(logits.copy()))  # the next step may write over them
     return torch.stack(found, 1)
 
 
