@@ -30,18 +30,17 @@ def lower_causal_convs(model: ir.Model, fused: bool = True, branches: bool = Fal
     nodes = [node for node in list(model.graph) if node.domain == DOMAIN and node.op_type == OPERATOR]
     if nodes and fused:
         model.opset_imports[MICROSOFT] = 1
-    asked: dict[ir.Value, ir.Value] = {}
-    return [_lower(model.graph, node, fused, asked if fused and branches else None) for node in nodes]
+    return [_lower(model.graph, node, fused, fused and branches) for node in nodes]
 
 
-def _lower(graph: ir.Graph, node: ir.Node, fused: bool, asked: dict[ir.Value, ir.Value] | None) -> dict[str, str]:
+def _lower(graph: ir.Graph, node: ir.Node, fused: bool, branches: bool) -> dict[str, str]:
     emit = Emitter(graph, node)
     x, window, weight, bias = [*node.inputs, None][:4]
     assert x is not None and window is not None and weight is not None
     dtype = x.dtype or FLOAT
     kernel = emit("Unsqueeze", emit.cast(weight, weight.dtype or dtype, dtype), emit.constant([1]))
     offset = None if bias is None else emit.cast(bias, bias.dtype or dtype, dtype)
-    following = read_next_window(window, x) if asked is not None and window.dtype == dtype else None
+    following = read_next_window(window, x, node) if branches and window.dtype == dtype else None
     have, want = size_of(window, 2), size_of(weight, 1) - 1
     if following is not None and have > want:  # the operator keeps what its kernel reaches: zeros make that longer
         kernel, want = emit("Pad", kernel, emit.constant([0, 0, have - want, 0, 0, 0])), have
@@ -51,8 +50,8 @@ def _lower(graph: ir.Graph, node: ir.Node, fused: bool, asked: dict[ir.Value, ir
         y, last = emit.several(
             2, FUSED, x, kernel, offset, before, domain=MICROSOFT, activation="silu" if silu else "none"
         )
-        if following is not None and asked is not None:
-            emit_next_window(emit, following, last, asked)
+        if following is not None:
+            emit_next_window(emit, following, last)
         emit.replace(y)
         return {"node": emit.name, "op": OPERATOR, "formulation": FUSED, "why": "one operator, fast at one token"}
     whole = emit("Concat", before, x, axis=2)

@@ -33,16 +33,22 @@ class NextWindow:
     node: ir.Node
 
 
-def read_next_window(window: ir.Value, x: ir.Value) -> NextWindow | None:
-    """What a graph looks up in `window` and `x` side by side, where it is an output and nothing else reads it."""
+def read_next_window(window: ir.Value, x: ir.Value, before: ir.Node) -> NextWindow | None:
+    """What a graph looks up in `window` and `x` side by side, where it is an output and nothing else reads it; only
+    what stands `before` a node, in front of which other nodes may take its place."""
     for whole, _ in window.uses():
         if whole.op_type != "Concat" or list(whole.inputs) != [window, x] or _axis(whole) not in ALONG:
             continue
         for node, _ in whole.outputs[0].uses():
             found = _read(window, x, node) if node.op_type == "GatherElements" and _axis(node) in ALONG else None
-            if found is not None:
+            if found is not None and _stands_before(node, before):
                 return found
     return None
+
+
+def _stands_before(node: ir.Node, other: ir.Node) -> bool:
+    assert other.graph is not None
+    return next(n for n in other.graph if n is node or n is other) is node
 
 
 def _read(window: ir.Value, x: ir.Value, node: ir.Node) -> NextWindow | None:
@@ -58,17 +64,13 @@ def _read(window: ir.Value, x: ir.Value, node: ir.Node) -> NextWindow | None:
     return NextWindow(window, x, columns, shape, node)
 
 
-def emit_next_window(emit: Emitter, found: NextWindow, last: ir.Value, asked: dict[ir.Value, ir.Value]) -> None:
-    """Let `last`, the last W columns of window and inputs, take the place of what was looked up where they are equal.
-
-    `asked`: whether they are, by the columns; filled here, for all layers have the same.
-    """
-    if found.columns not in asked:
-        asked[found.columns] = _are_the_last(emit, found)
+def emit_next_window(emit: Emitter, found: NextWindow, last: ir.Value) -> None:
+    """Let `last`, the last W columns of window and inputs, take the place of what was looked up where they are
+    equal. Each layer asks that anew: equal nodes are shared by a later step."""
     then, otherwise = emit.branch("all"), emit.branch("some")
     whole = otherwise("Concat", found.window, found.x, axis=2)
     looked_up = otherwise("GatherElements", whole, otherwise("Expand", found.columns, found.shape), axis=2)
-    result = emit.choose(asked[found.columns], (then, then("Identity", last)), (otherwise, looked_up))
+    result = emit.choose(_are_the_last(emit, found), (then, then("Identity", last)), (otherwise, looked_up))
     whole_node, expand = (v.producer() for v in found.node.inputs if v is not None)
     take_place(result, found.node.outputs[0])
     emit.graph.remove(found.node, safe=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch._dynamo.exc import UserError  # here: dynamo asks for the module that `import_export` leaves out
 from torch.export import Dim
 
 from moec.program.conditions import Condition
@@ -47,8 +48,6 @@ def suggested_bounds(error: Exception) -> dict[str, re.Match[str]]:
     Read from torch's message, the one place where they stand: a `UserError` has a type for violated constraints, but no
     attribute for what it suggests.
     """
-    from torch._dynamo.exc import UserError  # imported where an export has failed; it takes long
-
     if not isinstance(error, UserError) or "Suggested fixes" not in str(error):
         return {}
     return {m["name"]: m for form in (_SAME, _BOUND) for m in form.finditer(str(error))}

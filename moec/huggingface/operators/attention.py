@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ ATTENTION = "attention"  # where an error says that it comes from
 PADDING_COUNTS = "_moec_padding_counts"
 # set on modules that hand tokens what padding says: padding looks where transformers lets it, right behind a text too
 PADDING_LOOKS, AS_TRANSFORMERS = "_moec_padding_looks", f"{IMPLEMENTATION}_as_transformers"
+_ASKS = "ALL_ATTENTION_FUNCTIONS.get_interface("  # of a model's file
 # what transformers passes for kernels that make their own masks; our mask holds all of it already
 _IN_THE_MASK = (
     "sliding_window",
@@ -47,10 +50,15 @@ def use_moec_attention(model: Any) -> bool:
 
 
 def _asks_the_interface(model: Any) -> bool:
-    """Whether a model's attention is the implementation that is set, as its class says, or its source: not every class
-    that asks the interface says so (Qwen3-Next, Jamba, Nemotron-H)."""
-    said = bool(getattr(model, "_supports_attention_backend", False))
-    return said or bool(getattr(model, "_can_set_attn_implementation", bool)())
+    """Whether a model's attention is the implementation that is set, as its class says, or, of one that generates text,
+    its source: not every class that asks the interface says so (Qwen3-Next, Jamba, Nemotron-H)."""
+    if getattr(model, "_supports_attention_backend", False):
+        return True
+    file = sys.modules.get(type(model).__module__)
+    try:
+        return bool(model.can_generate()) and _ASKS in inspect.getsource(file)  # type: ignore[arg-type]
+    except (AttributeError, OSError, TypeError):  # no model of transformers', or no file
+        return False
 
 
 def _mask_of_places(*args: Any, **kwargs: Any) -> Tensor:

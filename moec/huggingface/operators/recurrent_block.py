@@ -59,9 +59,9 @@ def _forward(
     ends = None
     if padding is not None:
         x, ends = x * padding.counts[:, None].to(x.dtype), padding.ends
-    mixed = torch.ops.moec.causal_conv(x, window, self.conv_1d.weight[:, 0], self.conv_1d.bias)
     whole = torch.cat([window.to(x.dtype), x], -1)
     self.conv1d_state = behind(whole, window.shape[-1], ends) if use_cache else None
+    mixed = torch.ops.moec.causal_conv(x, window, self.conv_1d.weight[:, 0], self.conv_1d.bias)
     hidden = self.rg_lru(mixed.transpose(1, 2), position_ids) * gate
     return self.linear_out(hidden), None
 

@@ -8,6 +8,7 @@ import torch
 
 from moec.backends.onnx.causal_conv import lower_causal_convs
 from moec.backends.onnx.evaluation import GraphEngine
+from moec.backends.onnx.wellformed import check_graph
 from moec.program.signature import Input
 
 C, K = 6, 4
@@ -82,6 +83,16 @@ def test_a_window_that_something_else_reads_stays_as_it_is() -> None:
     model.graph.append(ir.node("Neg", [made]))
     lower_causal_convs(model, branches=True)
     assert "GatherElements" in [n.op_type for n in model.graph]
+
+
+def test_a_window_that_is_looked_up_after_the_convolution_stays_there() -> None:
+    model = graph(4)
+    first, conv = model.graph[0], next(n for n in model.graph if n.op_type == "CausalConv")
+    model.graph.remove(conv)
+    model.graph.insert_before(first, conv)
+    lower_causal_convs(model, branches=True)
+    assert "If" not in [n.op_type for n in model.graph]
+    check_graph(model, "a test")
 
 
 def test_without_branches_it_is_looked_up() -> None:
