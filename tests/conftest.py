@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,7 +123,8 @@ def cpu_kernels_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return require_library()
     if not compiler():
         pytest.skip("needs a C++ compiler")
-    content = hashlib.sha256(f"{stamp()} {compiler()}".encode()).hexdigest()[:16]
+    version = subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    content = hashlib.sha256(f"{stamp()} {compiler()} {version}".encode()).hexdigest()[:16]
     kept = Path(tempfile.gettempdir()) / f"moec_cpu_kernels-{os.getuid()}-{content}" / LIBRARY  # for the next run, too
 
     def make(path: Path) -> None:

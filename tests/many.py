@@ -16,11 +16,13 @@ def none(found: Sequence[str]) -> None:
 
 
 def failing(check: Callable[[Case], object], cases: Iterable[Case]) -> list[str]:
-    """Every case for which a check fails, and how; that there is `none` is for the test to say."""
-    found = []
+    """Every case for which a check fails, or is skipped, and how; that there is `none` is for the test to say. There
+    has to be a case."""
+    found, cases = [], list(cases)
+    assert cases, "no case was found"
     for case in cases:
         try:
             check(case)
-        except (Exception, pytest.fail.Exception) as error:
+        except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
             found.append(f"{case}: {type(error).__name__}: {error}")
     return found
