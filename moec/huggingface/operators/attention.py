@@ -208,9 +208,9 @@ def _biased(mask: Tensor | None, bias: Tensor) -> Tensor:
 def _with_sink_as_key(key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A sink for each token and head `[B, N, S, 1]` as one more key of zeros, with the sink as its score and a value of
     zeros (Inkling 2)."""
-    longer = (torch.cat([t, t.new_zeros((*t.shape[:2], 1, t.shape[3]))], dim=2) for t in (key, value))
     seen = _biased(mask, sinks.new_zeros(*sinks.shape[:3], key.shape[2]))
-    return *longer, torch.cat([seen, sinks.to(seen.dtype)], dim=-1)
+    key, value = (torch.cat([t, t.new_zeros((*t.shape[:2], 1, t.shape[3]))], dim=2) for t in (key, value))
+    return key, value, torch.cat([seen, sinks.to(seen.dtype)], dim=-1)
 
 
 def _both(mask: Tensor | None, chosen: Tensor) -> Tensor:
