@@ -96,6 +96,19 @@ class Twice(Pass):
         return 1
 
 
+@dataclass(frozen=True)
+class Stretch(Pass):
+    """The frequencies of the rotary embedding, times so much."""
+
+    contract = "approximate"
+    factor: float = 0.5
+
+    def apply(self, program: Program, context: Context) -> int:
+        name = "model.rotary_emb.inv_freq"
+        program.weights[name] = lazy.scale(program.weights[name], self.factor)
+        return 1
+
+
 MINE: Any = type("Mine", (Quantize,), {"__doc__": "moec's pass under another name."})
 
 
@@ -143,3 +156,13 @@ def test_operators_of_an_exact_pass_that_changes_no_weight_are_not_in_the_way(tm
     found = open_source(str(tmp_path / "out"), cache=False).reference()(**sample)["logits"]
     want = program.run(**sample)["logits"]
     assert float((found - want).abs().max() / want.std()) < 1e-4
+
+
+@pytest.mark.parametrize("more", [(), (Halve(),)], ids=["", "weights too"])
+def test_numbers_that_no_checkpoint_holds_are_refused(more: tuple[Pass, ...], tmp_path: Path) -> None:
+    source, program = zoo.source("mixtral", cache=False), of(Stretch(), *more)
+    for save in (save_hf, save_gguf):
+        with pytest.raises(MoecError, match=r"the numbers of model\.rotary_emb\.inv_freq were changed") as caught:
+            save(program, tmp_path / "out", source)
+        assert caught.value.code == "M206" and not (tmp_path / "out").exists()
+    save_hf(of(Stretch(), Stretch(2.0), Halve()), tmp_path / "out", source)  # the same numbers again
