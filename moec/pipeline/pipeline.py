@@ -151,14 +151,16 @@ class Pipeline:
             hook.before(number, item, program)
         _check_weights(item, context.unquantized is not None)  # one that may rest did perhaps nothing
         own, untouched = context.given_to(item), program.clone() if item.quantizes else None
-        wired = () if _is_understood(item) else operators(program)
+        wired, held = () if _is_ours(item) else operators(program), dict(program.weights)
         before, start = program.digest(), time.perf_counter()
         rewrites = item.apply(program, own)
         widths, contract = own.widths or _kept(item, program), item.contract_of()
         program.history.append(AppliedPass(item.name, rewrites, contract, item.by_call, widths))
         program.check()  # `finish` takes only what is well formed
         program.finish()
-        if wired and wired != operators(program):
+        made = any(held.get(name) is not weight for name, weight in program.weights.items())
+        # where an exact one left weights alone, the model's own operators compute the same from them
+        if wired and (made or contract != "exact") and wired != operators(program):
             program.history[-1] = replace(program.history[-1], rewires=True)
         seconds, digest = time.perf_counter() - start, program.digest()
         context.misses.extend(own.misses)
@@ -179,9 +181,9 @@ class Pipeline:
         return StepReport(str(item), item.contract_of(), rewrites, seconds * 1e3, digest, misses, own.facts)
 
 
-def _is_understood(item: Pass) -> bool:
-    """Whether a pass keeps the function, or is moec's own, so that its name says what it does to it."""
-    return item.contract_of() == "exact" or type(item).__module__.startswith("moec.passes.")
+def _is_ours(item: Pass) -> bool:
+    """Whether a pass is moec's own, so that its name says what it does to operators."""
+    return type(item).__module__.startswith("moec.passes.")
 
 
 def _check_weights(item: Pass, quantized: bool) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from moec.weights.weight import Weight
 
 Loss = Literal["", "next token", "same token"]
 SWITCH = 0.01  # how much the balance of the experts counts in the loss of Switch, arXiv 2101.03961, 2.2
@@ -50,6 +52,8 @@ class Original:
     Attributes:
         form: of what its forward returns; None where nobody knows, and a dict of the outputs stands for it.
         fixed: names of the weights that training leaves alone: its buffers, such as rotary tables.
+        outside: those of them that no checkpoint of it holds, since its code makes them anew, as they were captured;
+            empty where nobody knows.
         loss: what it computes from labels: cross-entropy with the token after each place, or with the one at it; empty
             where it is no model of text.
         router_aux_loss_coef: how much the balance of its experts counts in its loss.
@@ -58,12 +62,13 @@ class Original:
 
     form: OutputForm | None = None
     fixed: frozenset[str] = frozenset()
+    outside: Mapping[str, Weight] = field(default_factory=dict)
     loss: Loss = ""
     router_aux_loss_coef: float = SWITCH
     source: Any = None
 
     def to_plain(self) -> dict[str, Any]:
-        """JSON's types; neither the form, whose types only code can make, nor the source."""
+        """JSON's types; not the form, whose types only code can make, nor numbers, nor the source."""
         return {
             "fixed": sorted(self.fixed), "loss": self.loss, "router_aux_loss_coef": self.router_aux_loss_coef
         }  # fmt: skip

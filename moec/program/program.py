@@ -36,7 +36,7 @@ TRAINED = "train"  # stands in a program's history where its weights were traine
 @dataclass(frozen=True)
 class AppliedPass:
     """What one pass did to a program; `by_call`: see `moec.pipeline.passes.Pass`; `widths`: in bits, of its grids;
-    `rewires`: whether it is not moec's own, may change numbers, and changed more than those of weights."""
+    `rewires`: whether it is not moec's own and changed operators, and if it is exact, weights with them."""
 
     name: str
     rewrites: int

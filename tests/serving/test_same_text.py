@@ -40,7 +40,7 @@ def test_it_writes_the_same_text(engine: Serving, form: Form, tmp_path: Path, cl
 
 def test_vllm_writes_the_programs_text_from_modelopts_fp8(tmp_path: Path) -> None:
     """No engine of moec's runs small floats on a CPU, so it is the program in PyTorch that says the text."""
-    vllm = SERVING[0]
+    (vllm,) = [engine for engine in SERVING if engine.name == "vLLM, CPU"]
     if vllm.installed() is None:
         pytest.skip(f"{vllm.name} is not installed: {vllm.install}")
     model = spoken.folder("llama", tmp_path / "model", **SIZES)

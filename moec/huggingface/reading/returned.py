@@ -37,9 +37,11 @@ def original_of(program: Program, model: Any, kinds: list[type], source: Any) ->
     names = [name for name in program.outputs if not is_present(name)]
     form = OutputForm.of(kinds[-1](**{name: Place(name) for name in names})) if kinds else None
     weight = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
+    saved = model.state_dict()
     return replace(
         program.original,
         form=form,
+        outside={n: program.weights[n] for n in program.original.fixed & program.weights.keys() if n not in saved},
         loss=_LOSSES.get(str(getattr(model, "loss_type", "")), ""),
         router_aux_loss_coef=SWITCH if weight is None else float(weight),
         source=source,

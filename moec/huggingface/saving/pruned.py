@@ -9,6 +9,8 @@ from typing import Any
 from moec.errors import MoecError
 from moec.program.moe_call import MoeCall, moe_nodes
 from moec.program.program import TRAINED, Program
+from moec.weights.difference import first_difference
+from moec.weights.weight import Weight
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 # architectures whose files hold an expert's matrices as `moec::experts` reads them, and whose code takes any number of
@@ -25,13 +27,25 @@ def is_pruned(program: Program) -> bool:
 
 
 def refuse_unsayable(program: Program) -> None:
-    """Raise M206 where a pass made results depend on the call, or changed operators in a way that only it knows: no
-    checkpoint holds what it does."""
+    """Raise M206 where a pass made results depend on the call, changed operators in a way that only it knows, or
+    numbers that the model's code makes anew, such as rotary tables: no checkpoint holds what it does."""
     found = next((step.name for step in program.history if (step.by_call and step.rewrites) or step.rewires), None)
     if found is not None:
         raise MoecError(
             "M206", f"what {found} does is no weight, and a checkpoint holds only those", program.source, _FIX
         )
+    outside = program.original.outside.items()
+    other = next((name for name, weight in outside if not _is_same(weight, program.weights.get(name, weight))), None)
+    if other is not None:
+        what = f"the numbers of {other} were changed, and a model makes them anew: no checkpoint holds them"
+        raise MoecError("M206", what, program.source, _FIX)
+
+
+def _is_same(captured: Weight, now: Weight) -> bool:
+    if captured is now:
+        return True
+    alike = (captured.shape, captured.dtype) == (now.shape, now.dtype)
+    return alike and first_difference(captured, now) is None
 
 
 def pruned_config(program: Program, config: Any) -> Any:

@@ -65,6 +65,50 @@ class Quieter(Pass):
         return 1
 
 
+@dataclass(frozen=True)
+class Rescale(Pass):
+    """The first matrix after attention, twice as large, and its results, half as large: exact, by an operator."""
+
+    def apply(self, program: Program, context: Context) -> int:
+        (name, *_) = [n for n in program.weights if n.endswith("o_proj.weight")]
+        (product,) = [n for n in program.nodes(aten.linear.default) if getattr(n.args[1], "target", "") == name]
+        program.weights[name] = lazy.scale(program.weights[name], 2.0)
+        with program.graph.inserting_after(product):
+            half = program.graph.call_function(aten.mul.Tensor, (product, 0.5))
+        half.meta = dict(product.meta)
+        product.replace_all_uses_with(half, delete_user_cb=lambda user: user is not half)
+        return 1
+
+
+@dataclass(frozen=True)
+class Twice(Pass):
+    """Logits times two times a half: exact, and no weight is another."""
+
+    def apply(self, program: Program, context: Context) -> int:
+        (node,) = [n for n in program.graph.nodes if n.op == "output"]
+        logits, *rest = node.args[0]
+        for factor in (2.0, 0.5):
+            with program.graph.inserting_before(node):
+                made = program.graph.call_function(aten.mul.Tensor, (logits, factor))
+            made.meta = dict(logits.meta)
+            logits = made
+        node.args = ((logits, *rest),)
+        return 1
+
+
+@dataclass(frozen=True)
+class Stretch(Pass):
+    """The frequencies of the rotary embedding, times so much."""
+
+    contract = "approximate"
+    factor: float = 0.5
+
+    def apply(self, program: Program, context: Context) -> int:
+        name = "model.rotary_emb.inv_freq"
+        program.weights[name] = lazy.scale(program.weights[name], self.factor)
+        return 1
+
+
 MINE: Any = type("Mine", (Quantize,), {"__doc__": "moec's pass under another name."})
 
 
@@ -93,7 +137,7 @@ def test_weights_of_a_pass_of_ones_own_are_saved(name: str, more: tuple[Pass, ..
     assert float((found - untouched).abs().max() / want.std()) > 0.1
 
 
-@pytest.mark.parametrize("item", [Sharpen(), Quieter()], ids=str)
+@pytest.mark.parametrize("item", [Sharpen(), Quieter(), Rescale()], ids=str)
 @pytest.mark.parametrize("more", [(), (Quantize(bits=8, group=16),)], ids=["", "packed"])
 def test_operators_of_a_pass_of_ones_own_are_refused(item: Pass, more: tuple[Pass, ...], tmp_path: Path) -> None:
     source, program = zoo.source("mixtral", cache=False), of(item, *more)
@@ -102,3 +146,23 @@ def test_operators_of_a_pass_of_ones_own_are_refused(item: Pass, more: tuple[Pas
         with pytest.raises(MoecError, match=f"what {item.name} does is no weight") as caught:
             save(program, tmp_path / "out", source)
         assert caught.value.code == "M206" and not (tmp_path / "out").exists()
+
+
+def test_operators_of_an_exact_pass_that_changes_no_weight_are_not_in_the_way(tmp_path: Path) -> None:
+    source, program = zoo.source("mixtral", cache=False), of(Twice(), Halve())
+    assert not any(step.rewires for step in program.history)
+    save_hf(program, tmp_path / "out", source)
+    sample = source.sample(SIZES)
+    found = open_source(str(tmp_path / "out"), cache=False).reference()(**sample)["logits"]
+    want = program.run(**sample)["logits"]
+    assert float((found - want).abs().max() / want.std()) < 1e-4
+
+
+@pytest.mark.parametrize("more", [(), (Halve(),)], ids=["", "weights too"])
+def test_numbers_that_no_checkpoint_holds_are_refused(more: tuple[Pass, ...], tmp_path: Path) -> None:
+    source, program = zoo.source("mixtral", cache=False), of(Stretch(), *more)
+    for save in (save_hf, save_gguf):
+        with pytest.raises(MoecError, match=r"the numbers of model\.rotary_emb\.inv_freq were changed") as caught:
+            save(program, tmp_path / "out", source)
+        assert caught.value.code == "M206" and not (tmp_path / "out").exists()
+    save_hf(of(Stretch(), Stretch(2.0), Halve()), tmp_path / "out", source)  # the same numbers again
