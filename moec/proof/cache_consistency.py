@@ -216,10 +216,10 @@ def check_consistency(
         got = _FEEDERS.get(name, partial(logits_of, prompt=prompt))(fed, ids, mask, steps)
         want, here = known[like][:, ends], read[:, ends]
         way = Way(name, steps, apart(got[here], want[here]))
-        if name == PADDED and untouched is not None and not at_most(way.deviation, tolerance.deviation):
-            if _reads_before(Beside.of(untouched(), sample), ids, mask, tolerance):
-                first = torch.tensor(PADDED_CALLS[0])[:, None] > 0  # before the others stands padding
-                way = Way(name, steps, apart(got[here & first], want[here & first]), READS_BEFORE)
+        asked = name == PADDED and untouched is not None and not at_most(way.deviation, tolerance.deviation)
+        if asked and untouched and _reads_before(Beside.of(untouched(), sample), ids, mask, tolerance):
+            first = torch.tensor(PADDED_CALLS[0])[:, None] > 0  # before the others stands padding
+            way = Way(name, steps, apart(got[here & first], want[here & first]), READS_BEFORE)
         found.append(way)
     return Consistency(tolerance.deviation, tuple(found), program is not None, decided)
 
@@ -249,6 +249,12 @@ def _reads_before(engine: Engine, ids: Tensor, mask: Tensor, tolerance: Toleranc
     padded = logits_of(engine, ids[:1], hidden, (ids.shape[1],))[:, 1:]
     alone = logits_of(engine, ids[:1, 1:], mask[:1, 1:], (ids.shape[1] - 1,))
     return not at_most(apart(padded, alone), tolerance.deviation)
+
+
+def moves(deviation: float, tolerance: float) -> bool:
+    """Whether the untouched model says something else itself in a way, so far from one go. After approximate passes
+    only those ways are compared with the passes' own program; in the others passes made the difference."""
+    return not at_most(deviation, OWN * tolerance)
 
 
 def _without(way: Way) -> str:
