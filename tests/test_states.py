@@ -157,8 +157,8 @@ def test_an_engine_that_reads_padding_before_a_text_is_excused_by_a_model_that_d
         return given | {MASK: mask + (mask.cummax(1).values == 0).to(mask.dtype)}
 
     right, wrong = moec.open_source(model).reference(), Changed(engine, seen)
-    for untouched, failed in ((right, [PADDED]), (wrong, [])):
-        found = check_consistency(wrong, sample, Tolerance(1e-3), untouched=lambda model=untouched: model)
+    for untouched, failed in ((lambda: right, [PADDED]), (lambda: wrong, [])):
+        found = check_consistency(wrong, sample, Tolerance(1e-3), untouched=untouched)
         assert [way.name for way in found.failed if way.name == PADDED] == failed
 
 
