@@ -148,6 +148,20 @@ def test_a_window_that_ends_elsewhere_where_texts_have_padding_of_their_own_is_f
     assert [way.name for way in check_consistency(wrong, sample, Tolerance(1e-3)).failed] == [PADDED]
 
 
+def test_an_engine_that_reads_padding_before_a_text_is_excused_by_a_model_that_does_so_alone(
+    model: Path, engine: Any, sample: dict[str, Tensor]
+) -> None:
+    def seen(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Padding before a text counts as text."""
+        mask = given[MASK]
+        return given | {MASK: mask + (mask.cummax(1).values == 0).to(mask.dtype)}
+
+    right, wrong = moec.open_source(model).reference(), Changed(engine, seen)
+    for untouched, failed in ((lambda: right, [PADDED]), (lambda: wrong, [])):
+        found = check_consistency(wrong, sample, Tolerance(1e-3), untouched=untouched)
+        assert [way.name for way in found.failed if way.name == PADDED] == failed
+
+
 def test_padding_behind_a_prompt_leaves_a_trace_in_transformers_and_none_in_the_engine(
     model: Path, sample: dict[str, Tensor]
 ) -> None:

@@ -81,7 +81,7 @@ def complete_engine(
         )
         old = engine_folder.report
         report = replace(report, source=old.source, steps=old.steps, size=old.size, layers=old.layers)
-        report = replace(report, environment=report.environment | as_recorded(old.environment))
+        report = replace(report, environment=as_recorded(report.environment, old.environment))
         source.require_unchanged()
         return write_report(report, new)
 

@@ -21,9 +21,11 @@ def where_fitted(pipeline: Pipeline) -> dict[str, str]:
     return {THREADS: str(torch.get_num_threads())} if _fits(pipeline) else {}
 
 
-def as_recorded(recorded: Mapping[str, str]) -> dict[str, str]:
-    """The same of an engine whose files are taken over from an older manifest."""
-    return {THREADS: recorded[THREADS]} if THREADS in recorded else {}
+def as_recorded(here: Mapping[str, str], recorded: Mapping[str, str]) -> dict[str, str]:
+    """This machine's environment for an engine whose files are taken over from an older manifest: with that one's
+    threads, and with none where it names none, since nobody knows then how many there were."""
+    others = {name: value for name, value in here.items() if name != THREADS}
+    return others | ({THREADS: recorded[THREADS]} if THREADS in recorded else {})
 
 
 @contextmanager

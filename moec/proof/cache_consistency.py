@@ -8,7 +8,7 @@ with the cache of its own earlier ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
@@ -42,6 +42,7 @@ WAYS = {"chunks": (7, 5, 4), SINGLY: (9, *[1] * 7), "token by token": (1,) * 16}
 WRITTEN = "one that is being written"  # in an engine that keeps the cache itself, and may leave out logits
 IN_TURNS = "one that is being written, after another text and in turns with a third"
 PADDED = "calls with padding behind them, in each text another amount"  # as onnxruntime-genai feeds texts of a batch
+READS_BEFORE = "a text with padding before it, which the untouched model reads"
 STEPS_IN_TURNS = 2  # tokens after the prompt: what one text leaves where another is shows in the first
 ONE_GO = "one go"
 CALLS = {ONE_GO: (16,), "chunks": (7, 5, 4), "prompt, then token by token": (13, 1, 1, 1)}
@@ -116,11 +117,12 @@ def _doubling(length: int) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class Way:
     """One way to feed the text. steps: tokens of each call. deviation: max |d|/std of all logits from those it is
-    compared with."""
+    compared with. left_out: which texts were not compared, and why; may be empty."""
 
     name: str
     steps: tuple[int, ...]
     deviation: float
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class Consistency:
         return MoecError("M101", what, where, "report this, and compile with --no-cache meanwhile")
 
     def __str__(self) -> str:
-        figures = "; ".join(f"{way.name} max |d|/std {way.deviation:.2g}" for way in self.ways)
+        figures = "; ".join(f"{way.name} max |d|/std {way.deviation:.2g}{_without(way)}" for way in self.ways)
         return f"{figures} ({self.decided.compared} of {self.decided.tokens} tokens)" if self.decided else figures
 
 
@@ -180,6 +182,7 @@ def check_consistency(
     decided: Decided | None = None,
     text: Text = SHORT,
     ways: Mapping[str, tuple[int, ...]] | None = None,
+    untouched: Callable[[], Engine] | None = None,
 ) -> Consistency:
     """Feed one text to a decoder in several ways.
 
@@ -194,6 +197,7 @@ def check_consistency(
             tie. decided: its figures.
         text: its sizes, and the ways.
         ways: tokens of each call by name, those of the text by default, and the one that the engine writes itself.
+        untouched: opens the untouched model. Only where it reads padding before a text may the engine, too.
     """
     ids, mask = new_tokens(sample), sample[MASK]
     calls = text.ways if program is None else text.calls
@@ -211,11 +215,12 @@ def check_consistency(
         ends = torch.tensor(steps).cumsum(0) - 1 if name in (WRITTEN, IN_TURNS) else torch.arange(ids.shape[1])
         got = _FEEDERS.get(name, partial(logits_of, prompt=prompt))(fed, ids, mask, steps)
         want, here = known[like][:, ends], read[:, ends]
-        deviation = apart(got[here], want[here])
-        if name == PADDED and not at_most(deviation, tolerance.deviation) and _reads_before(fed, ids, mask, tolerance):
-            here &= torch.tensor(PADDED_CALLS[0])[:, None] > 0  # the model reads what stands before the others
-            deviation = apart(got[here], want[here])
-        found.append(Way(name, steps, deviation))
+        way = Way(name, steps, apart(got[here], want[here]))
+        asked = name == PADDED and untouched is not None and not at_most(way.deviation, tolerance.deviation)
+        if asked and untouched and _reads_before(Beside.of(untouched(), sample), ids, mask, tolerance):
+            first = torch.tensor(PADDED_CALLS[0])[:, None] > 0  # before the others stands padding
+            way = Way(name, steps, apart(got[here & first], want[here & first]), READS_BEFORE)
+        found.append(way)
     return Consistency(tolerance.deviation, tuple(found), program is not None, decided)
 
 
@@ -244,6 +249,16 @@ def _reads_before(engine: Engine, ids: Tensor, mask: Tensor, tolerance: Toleranc
     padded = logits_of(engine, ids[:1], hidden, (ids.shape[1],))[:, 1:]
     alone = logits_of(engine, ids[:1, 1:], mask[:1, 1:], (ids.shape[1] - 1,))
     return not at_most(apart(padded, alone), tolerance.deviation)
+
+
+def moves(deviation: float, tolerance: float) -> bool:
+    """Whether the untouched model says something else itself in a way, so far from one go. After approximate passes
+    only those ways are compared with the passes' own program; in the others passes made the difference."""
+    return not at_most(deviation, OWN * tolerance)
+
+
+def _without(way: Way) -> str:
+    return f" (without {way.left_out})" if way.left_out else ""
 
 
 def apart(got: Tensor, want: Tensor) -> float:

@@ -108,7 +108,7 @@ def compare_lowering(due: Mapping[str, Constant], program: Program) -> Iterator[
             if place:
                 yield Finding(constant.name, str(place))
         elif constant.lazy:
-            roots, strangers = _roots(weight, own)
+            roots, strangers = roots_of(weight, own)
             if any(w.size_bytes > SMALL * w.dtype.itemsize for w in strangers):
                 yield Finding(constant.name, "it cannot be traced to the model")
             elif roots:
@@ -117,7 +117,7 @@ def compare_lowering(due: Mapping[str, Constant], program: Program) -> Iterator[
         yield from _moved(constants, roots)
 
 
-def _roots(weight: Weight, own: Mapping[int, str]) -> tuple[list[Weight], list[Weight]]:
+def roots_of(weight: Weight, own: Mapping[int, str]) -> tuple[list[Weight], list[Weight]]:
     """The weights of a program that went into an expression, and tensors in it that are none."""
     roots, strangers, todo, seen = [], [], [weight], set[int]()
     while todo:

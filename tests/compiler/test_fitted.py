@@ -77,4 +77,10 @@ def test_what_nothing_was_fitted_to_hangs_on_no_machine() -> None:
         == fitted_elsewhere(here, here, FITS)
         == ""
     )
-    assert where_fitted(DRAWS) == {} == as_recorded({"torch": "1"}) and list(where_fitted(FITS)) == ["threads"]
+    assert where_fitted(DRAWS) == {} and list(where_fitted(FITS)) == ["threads"]
+
+
+@pytest.mark.parametrize("then", [{}, {"threads": "9"}])
+def test_threads_of_this_machine_are_not_said_to_be_those_of_an_older_compile(then: dict[str, str]) -> None:
+    here = {"torch": "2"} | where_fitted(FITS)
+    assert "threads" in here and as_recorded(here, {"torch": "1"} | then) == {"torch": "2"} | then

@@ -16,6 +16,7 @@ from moec.execution.engine import Engine
 from moec.execution.parts import PartsEngine
 from moec.frontend.source import Source
 from moec.huggingface.states import encoder_decoder_call
+from moec.proof.cache_consistency import SINGLY
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.proven_parts import ProvenParts
@@ -112,13 +113,17 @@ def test_a_model_that_differs_itself_is_the_yardstick_of_the_ways_that_failed(
 
 
 class Cut:
-    """A part that says something else when a text is cut."""
+    """A part that says something else when a text is cut, where it holds at most so many tokens."""
 
-    def __init__(self, part: Source) -> None:
-        self._part = part
+    def __init__(self, part: Source, most: int = 99) -> None:
+        self._part, self._most = part, most
 
     def reference(self) -> Engine:
-        return Changed(self._part.reference(), _louder)
+        def cut(given: dict[str, Tensor]) -> dict[str, Tensor]:
+            held = next(v for n, v in given.items() if n.endswith("decoder.key")).shape[2]
+            return _louder(given) if held <= self._most else given
+
+        return Changed(self._part.reference(), cut)
 
 
 def test_after_passes_that_change_numbers_the_programs_are_the_yardstick(
@@ -145,6 +150,10 @@ def test_after_passes_that_change_numbers_the_programs_are_the_yardstick(
     parts = source.parts()
     monkeypatch.setattr(source, "parts", lambda: {"encoder": parts["encoder"], "decoder": Cut(parts["decoder"])})
     assert proof(louder, lambda: cut).ok and not proof(louder, None).ok
+    monkeypatch.setattr(source, "parts", lambda: {"encoder": parts["encoder"], "decoder": Cut(parts["decoder"], 3)})
+    late = proof(louder, lambda: cut).consistency
+    assert {w.name for w in late.failed} == {"chunks", SINGLY}, "the model itself moves with short caches alone"
+    monkeypatch.setattr(source, "parts", lambda: {"encoder": parts["encoder"], "decoder": Cut(parts["decoder"])})
     assert not proof(lost, lambda: cut).ok, "the programs say something else than this engine"
     assert not proof(louder, lambda: EncoderDecoderEngine(*peers)).ok, "the programs do not differ themselves"
 

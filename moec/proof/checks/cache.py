@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Self
 
 from moec.errors import MoecError
+from moec.execution.engine import Engine
 from moec.execution.streaming import StreamingEngine
 from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs, fixed_inputs
 from moec.program.encoder_decoder import is_cross_decoder
@@ -14,12 +16,13 @@ from moec.program.moe_call import moe_nodes
 from moec.program.signature import Sample
 from moec.proof.cache_consistency import (
     ONE_GO,
-    OWN,
+    PADDED,
     SHORT,
-    WRITTEN,
     Consistency,
     Text,
+    Way,
     check_consistency,
+    moves,
     one_by_one,
     shorter_texts,
     text_past,
@@ -97,7 +100,8 @@ class CacheConsistency(Check):
         ways = [
             Figure(
                 way.name,
-                {"max|d|/std": f"{way.deviation:.2e}", "allowed": figure_of(found.tolerance)},
+                {"max|d|/std": f"{way.deviation:.2e}", "allowed": figure_of(found.tolerance)}
+                | ({"compared": f"all but {way.left_out}"} if way.left_out else {}),
                 at_most(way.deviation, found.tolerance),
             )
             for way in found.ways
@@ -150,31 +154,46 @@ def _consistent(
     assert tolerance is not None  # a text decides after approximate passes only
     peer = StreamingEngine(program) if program.by_call else None
     try:
-        found = check_consistency(engine, sample, tolerance, peer, part, decided, text)
+        found = check_consistency(
+            engine, sample, tolerance, peer, part, decided, text, untouched=partial(_untouched, trial)
+        )
     except MoecError as error:
         what = f"{engine.name} cannot take a text in chunks and token by token: {error.what}"
         raise MoecError("M101", what, error.where, "compile with --no-cache, or report this") from error
     if found.ok or peer is not None or not found.failed:
         return found
-    if program.approximate and not _hangs_on_calls(trial, sample, found, part, text):
+    failed = found.failed
+    if program.approximate:
+        failed = _moved(trial, sample, found, part, text)
+    if not failed:
         return found
     model = StreamingEngine(program) if program.approximate or subject.streamed else trial.reference
-    ways = {ONE_GO: (text.sizes[SEQUENCE],), **{way.name: way.steps for way in found.failed}}
-    again = check_consistency(engine, sample, tolerance, model, part, decided, ways=ways)
+    ways = {ONE_GO: (text.sizes[SEQUENCE],), **{way.name: way.steps for way in failed}}
+    again = check_consistency(
+        engine, sample, tolerance, model, part, decided, ways=ways, untouched=partial(_untouched, trial)
+    )
     return _with(found, again) if again.ok else found
 
 
-def _hangs_on_calls(trial: Trial, sample: Sample, found: Consistency, part: ComparedTokens | None, text: Text) -> bool:
-    """Whether the untouched model itself says something else in a way that failed. Else passes made it so, and that
-    their program says the same in the same calls is no excuse."""
-    subject, length = trial.subject, text.sizes[SEQUENCE]
-    untouched = subject.reference == "full" and subject.against is None
-    model = trial.reference if untouched else StreamingEngine(subject.captured)
-    ways = {way.name: way.steps for way in found.failed if sum(way.steps) == length and way.name != WRITTEN}
-    if not ways:
-        return False
-    own = check_consistency(model, sample, Tolerance(OWN * found.tolerance), compared=part, text=text, ways=ways)
-    return bool(own.failed)
+def _moved(
+    trial: Trial, sample: Sample, found: Consistency, part: ComparedTokens | None, text: Text
+) -> tuple[Way, ...]:
+    """The ways that failed in which the untouched model itself says something else. In the others passes made it so,
+    and that their program says the same in the same calls is no excuse. A way that ends early goes on token by token;
+    padding between the tokens is no cut."""
+    length, failed = text.sizes[SEQUENCE], [way for way in found.failed if way.name != PADDED]
+    calls = {f"calls of {way.name}": (*way.steps, *[1] * (length - sum(way.steps))) for way in failed}
+    if not calls:
+        return ()
+    bound = Tolerance(found.tolerance)
+    own = check_consistency(_untouched(trial), sample, bound, compared=part, text=text, ways=calls).ways
+    return tuple(way for way, alone in zip(failed, own, strict=True) if moves(alone.deviation, found.tolerance))
+
+
+def _untouched(trial: Trial) -> Engine:
+    subject = trial.subject
+    whole = subject.reference == "full" and subject.against is None
+    return trial.reference if whole else StreamingEngine(subject.captured)
 
 
 def _with(found: Consistency, again: Consistency) -> Consistency:

@@ -41,6 +41,7 @@ class Company(Check):
         texts: that were compared.
         own: texts of which the untouched model itself says something else among others; they are not among these.
         deviation: max |d|/std of the worst. tolerance: what it may be. worst: which text that is.
+        not_asked: why no text was compared; empty where one was.
     """
 
     texts: int
@@ -48,22 +49,26 @@ class Company(Check):
     deviation: float
     tolerance: float
     worst: str = ""
+    not_asked: str = ""
 
     name: ClassVar[str] = "company"
     title: ClassVar[str] = "A text alone and among others"
 
     @classmethod
     def measure(cls, trial: Trial) -> Self | None:
-        """Of programs in which tokens of several texts have nothing to do with each other. Where rounding may move
-        tokens to other experts or keys, the number of texts in a call may, too: there it is not asked."""
+        """Of language models after approximate passes. Where tokens of several texts have to do with each other, or
+        rounding may move tokens to other experts or keys, it is not asked, and the check says so."""
         subject = trial.subject
-        if not _is_asked(subject):
+        if not subject.program.approximate or not is_language_model(subject.program):
             return None
+        allowed, why = subject.lowering_tolerance.deviation, _why_not(subject)
+        if why:
+            return cls(0, 0, 0.0, allowed, not_asked=why)
         texts = Texts.drawn(subject)
         inputs = subject.source.inputs
         if not all(trial.holds(sample) for sample in (texts.together(inputs), *texts.alone(inputs))):
-            return None
-        found, allowed = texts.deviations(trial.engine), subject.lowering_tolerance.deviation
+            return cls(0, 0, 0.0, allowed, not_asked=f"the engine does not take {TEXTS} texts of {LENGTH} tokens")
+        found = texts.deviations(trial.engine)
         own = list[float]()
         if any(not at_most(d, allowed) for d in found):  # the model itself may hang on it
             streamed = subject.streamed or subject.against is not None
@@ -71,7 +76,7 @@ class Company(Check):
         judged = {k: d for k, d in enumerate(found) if not own or at_most(own[k], allowed)}
         worst = max(judged, key=judged.__getitem__, default=None)
         if worst is None:
-            return cls(0, len(found), 0.0, allowed)
+            return cls(0, len(found), 0.0, allowed, not_asked="the untouched model itself differs there in every text")
         return cls(len(judged), len(found) - len(judged), judged[worst], allowed, texts.named(worst))
 
     def error(self) -> MoecError | None:
@@ -86,24 +91,34 @@ class Company(Check):
 
     @property
     def note(self) -> str:
+        if self.not_asked:
+            return f"Not asked: {self.not_asked}."
         own = f" Of {self.own} others the untouched model says something else there itself." if self.own else ""
         return f"{self.texts} texts in one call, some with padding, each beside itself alone.{own}"
 
     def figures(self) -> tuple[Figure, ...]:
+        if self.not_asked:
+            return (Figure("no text", {"compared": f"not asked: {self.not_asked}"}, None),)
         values = {"max|d|/std": f"{self.deviation:.2e}", "allowed": figure_of(self.tolerance)}
-        return (Figure(self.worst or "no text", values, self.ok),)
+        return (Figure(self.worst, values, self.ok),)
 
     def __str__(self) -> str:
+        if self.not_asked:
+            return f"not asked: {self.not_asked}"
         return f"max |d|/std {self.deviation:.2g} of {figure_of(self.tolerance)} allowed, in {self.texts} texts"
 
 
-def _is_asked(subject: Subject) -> bool:
+def _why_not(subject: Subject) -> str:
+    """Why a text may say something else among others; empty where it may not."""
     program = subject.program
-    if not program.approximate or program.by_call or not is_language_model(program):
-        return False
-    moves = is_half(subject.precision) and moe_nodes(program)
-    sizes = next(spec.shape for spec in subject.source.inputs if spec.name == IDS)
-    return not moves and not key_choices(program) and all(isinstance(size, str) for size in sizes)
+    if program.by_call:
+        return "passes make results depend on what is in a call"
+    if is_half(subject.precision) and moe_nodes(program):
+        return "in half precision tokens may move to other experts"
+    if key_choices(program):
+        return "tokens may choose other keys"
+    shape = next(spec.shape for spec in subject.source.inputs if spec.name == IDS)
+    return "" if all(isinstance(size, str) for size in shape) else "the number of texts or of tokens is fixed"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,15 @@ from moec.proof.checks.check import Check, Figure
 from moec.proof.literals import missing_literals
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
-from moec.proof.values import Finding, compare_file, compare_lowering, compare_passes, compare_source, same_names
+from moec.proof.values import (
+    Finding,
+    compare_file,
+    compare_lowering,
+    compare_passes,
+    compare_source,
+    roots_of,
+    same_names,
+)
 from moec.shown import size_of
 from moec.targets.backend import Constant
 from moec.targets.engine_file import EngineFile
@@ -35,7 +43,8 @@ class Values(Check):
         constants, size_bytes: of the file that were compared.
         weights: of the program that were compared with the untouched model's tensors; 0 where it is not in memory.
         differences: what is not equal, the first of them.
-        elsewhere: what was another one when passes fitted numbers to a text, see `Subject.fitted_elsewhere`.
+        elsewhere: what was another one when passes fitted numbers to a text, see `Subject.fitted_elsewhere`; empty
+            where what differs first is the model's own, which no pass made.
     """
 
     file: str
@@ -64,6 +73,7 @@ class Values(Check):
             *_source(trial, tensors),
             *islice(_passes(subject, file, held), SHOWN),
         ]
+        fitted = not findings or _from_passes(findings[0].name, due, subject)
         numbers = [c for c in held.values() if c.weight is not None]
         return cls(
             file.backend.constants_file,
@@ -71,7 +81,7 @@ class Values(Check):
             sum(c.weight.size_bytes for c in numbers if c.weight is not None),
             len(same_names(subject.captured, tensors)),
             tuple(findings[:SHOWN]),
-            subject.fitted_elsewhere,
+            subject.fitted_elsewhere if fitted else "",
         )
 
     def error(self) -> MoecError | None:
@@ -82,8 +92,11 @@ class Values(Check):
         what = f"a constant of the engine is not the model's: {first.what}{more}"
         fix = "compile the engine again from its model"
         if self.elsewhere:  # other numbers are to be expected then
-            what = f"a constant of the engine is not what it is made here: {first.what}{more}; {self.elsewhere}"
-            fix = "verify it where it was compiled, or compile it again here"
+            what = (
+                f"a constant of the engine is not what it is made here: {first.what}{more}; {self.elsewhere}, or it was"
+            )
+            what += " changed since"
+            fix = "verify it where it was compiled: what differs there too was changed; or compile it again here"
         return MoecError("M110", what, f"{first.name} in {self.file}", fix)
 
     @property
@@ -104,6 +117,17 @@ class Values(Check):
             return f"{len(self.differences)} constants differ: {self.differences[0].name}: {self.differences[0].what}"
         source = f", {self.weights:,} weights equal to the untouched model's" if self.weights else ""
         return f"{self.constants:,} constants equal by value{source}"
+
+
+def _from_passes(name: str, due: Mapping[str, Constant], subject: Subject) -> bool:
+    """Whether passes may have made a constant, or what it is lowered from; of one that nothing is known of, too."""
+    captured, program = subject.captured.weights, subject.program.weights
+    weight = due[name].weight if name in due else program.get(name, captured.get(name))
+    if weight is None:
+        return True
+    own, untouched = {id(w): n for n, w in program.items()}, set(map(id, captured.values()))
+    made, _ = roots_of(weight, own)
+    return any(id(root) not in untouched for root in made)
 
 
 def _source(trial: Trial, tensors: Mapping[str, Tensor]) -> list[Finding]:

@@ -16,7 +16,7 @@ from moec.huggingface.operators import recurrent_block
 from moec.huggingface.operators.recurrent_block import adapt_recurrent_blocks
 from moec.huggingface.source import HuggingFaceSource
 from moec.program.decoder_signature import MASK, cache_inputs
-from moec.proof.cache_consistency import PADDED, SIZES, check_consistency
+from moec.proof.cache_consistency import PADDED, READS_BEFORE, SIZES, check_consistency
 from moec.proof.compare import Tolerance, compare
 from tests import whole_zoo
 from tests.changed import Changed
@@ -86,7 +86,7 @@ def test_equals_transformers_own_call_by_call(
 def test_pieces_make_one_text(source: HuggingFaceSource, engine: Engine) -> None:
     sample = source.sample({**SIZES, "past_sequence": 0}, 5)
     sample[MASK][:] = 1
-    found = check_consistency(engine, sample, Tolerance(1e-4))
+    found = check_consistency(engine, sample, Tolerance(1e-4), untouched=source.reference)
     assert found.ok and PADDED in {way.name for way in found.ways}
 
 
@@ -96,12 +96,13 @@ def test_padding_behind_a_text_leaves_no_trace_though_padding_before_it_is_read(
     sample = source.sample({**SIZES, "past_sequence": 0}, 5)
     alone = engine(input_ids=sample["input_ids"][1:2, 1:])["logits"][0]
     assert not sample[MASK][1, 0] and not torch.allclose(engine(**sample)["logits"][1, 1:], alone, atol=1e-3)
-    assert check_consistency(engine, sample, Tolerance(1e-4)).ok
+    right = check_consistency(engine, sample, Tolerance(1e-4), untouched=source.reference)
+    assert right.ok and [way.left_out for way in right.ways if way.name == PADDED] == [READS_BEFORE]
 
     def looks(given: dict[str, Tensor]) -> dict[str, Tensor]:
         return given | {MASK: given[MASK].clone().fill_(1)}
 
-    wrong = check_consistency(Changed(engine, looks), sample, Tolerance(1e-4))
+    wrong = check_consistency(Changed(engine, looks), sample, Tolerance(1e-4), untouched=source.reference)
     assert PADDED in {way.name for way in wrong.failed}
 
 

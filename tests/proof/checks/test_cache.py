@@ -17,7 +17,7 @@ from moec.execution.generation import TensorContinuation
 from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import AppliedPass, Program
-from moec.proof.cache_consistency import DOUBLING, IN_TURNS, ONE_BY_ONE, SHORT, WAYS, WRITTEN, text_past
+from moec.proof.cache_consistency import DOUBLING, IN_TURNS, ONE_BY_ONE, SHORT, SINGLY, WAYS, WRITTEN, text_past
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
@@ -192,3 +192,14 @@ def test_what_a_pass_does_to_later_calls_alone_is_no_excuse(itself: bool, monkey
     found = CacheConsistency.measure(Trial(subject, EagerEngine(program)))
     assert found is not None and found.ok is itself
     assert itself or "chunks" in str(found.error())
+
+
+def test_of_a_model_that_moves_in_one_way_only_that_way_is_excused(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = _held_louder(captured("llama"))
+    program.history.append(AppliedPass("louder", 1, "approximate"))
+    model = WrongAt(captured("llama"), lambda _batch, new, past: new == 1 and past < 9)
+    monkeypatch.setattr(Subject, "open_reference", lambda _subject: model)
+    found = CacheConsistency.measure(Trial(Subject(source("llama"), captured("llama"), program), EagerEngine(program)))
+    assert found is not None and not found.ok
+    failed = {way.name for way in found.consistency.failed}
+    assert {"chunks", SINGLY} <= failed and "token by token" not in failed

@@ -15,6 +15,7 @@ from moec.program.program import AppliedPass, Program
 from moec.proof.checks.company import TEXTS, Company
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
+from tests.proof.bounded import Bounded
 from tests.zoo import captured, source
 
 Change = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
@@ -40,6 +41,10 @@ def mask_ignored(_said: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str
 def ninth_halved(said: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
     late = torch.arange(len(given["input_ids"]))[:, None, None] >= 8
     return {**said, "logits": torch.where(late, said["logits"] * 0.5, said["logits"])}
+
+
+def all_halved(said: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**said, "logits": said["logits"] * (0.5 if len(given["input_ids"]) > 1 else 1)}
 
 
 def louder_by_padding(said: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -81,7 +86,14 @@ def test_what_the_model_does_itself_is_no_fault(change: Change, monkeypatch: pyt
     assert found is not None and found.ok is (change is ninth_halved) and found.own == int(found.ok)
 
 
-def test_where_nothing_says_so_it_is_not_asked() -> None:
+def test_where_it_is_not_asked_the_check_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert company(exact=True) is None, "outputs are compared with the model's own"
-    half = captured("mixtral")
-    assert company(program=half, precision=torch.float16) is None, "tokens change sides"
+    half, narrow = company(program=captured("mixtral"), precision=torch.float16), company(Bounded(captured("llama")))
+    skips, _ = Pipeline.parse("find-moe, skip-experts(alpha=0.5)").run(captured("mixtral"))
+    spoiled = Spoiled(captured("llama"), all_halved)
+    monkeypatch.setattr(Subject, "open_reference", lambda _subject: spoiled)
+    itself, cut = company(spoiled), company(program=skips, exact=True)
+    words = {"half precision": half, "9 texts": narrow, "untouched model": itself, "in a call": cut}
+    for word, found in words.items():
+        assert found is not None and found.ok and not found.texts and word in found.not_asked
+        assert word in str(found) and word in found.note and [figure.ok for figure in found.figures()] == [None]

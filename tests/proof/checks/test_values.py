@@ -332,3 +332,21 @@ def test_a_buffer_that_calls_write_is_compared_as_it_was(tmp_path: Path) -> None
     given = {"x": torch.randn(3, 8)}
     report = moec.compile(Counts().eval(), inputs=given, dynamic={"x": ("batch", None)}, out=tmp_path / "engine")
     assert report.ok and report.proof.find(Values) is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "made"),
+    [
+        (set_number("node_moe.w_in.scales", (5, 90, 1), 1.01), True),
+        (set_number("model.embed_tokens.weight", (90, 5), 1.5), False),
+    ],
+)
+def test_only_what_passes_made_may_differ_since_it_was_fitted_elsewhere(
+    change: Callable[[ir.Model], None], made: bool, quantized: Built, tmp_path: Path
+) -> None:
+    """No kind of processor changes a row of the model's own; what passes made may be spoiled for all that."""
+    fitted = replace(quantized.subject, fitted_elsewhere="passes fitted it to a text by processor AVX2, here AVX512")
+    engine = Built(fitted, quantized.folder, quantized.reference)
+    error = engine.values(edit(quantized.folder, tmp_path / "spoiled", change)).error()
+    assert error is not None and error.code == "M110"
+    assert ("AVX2" in error.what) is ("changed since" in error.what) is ("here" in error.fix) is made
