@@ -47,6 +47,16 @@ def test_fp8_has_one_scale_or_one_a_row(shape: tuple[int, ...]) -> None:
     assert torch.equal(decoded(**{"": codes, "_scale": scale}), want)
 
 
+@pytest.mark.parametrize("shape", [(), (6,), (6, 1)])
+def test_fp8_is_float32_though_its_scale_has_16_bits(shape: tuple[int, ...]) -> None:
+    """Products in the dtype of the scale are rounded."""
+    codes, scale = numbers(6, 32).to(E4M3), (numbers(*shape).abs() + 0.1).bfloat16()
+    want = codes.float() * (scale.float().reshape(-1, 1) if shape else scale.float())
+    found = decoded(**{"": codes, "_scale": scale})
+    assert found.dtype == torch.float32 and torch.equal(found, want)
+    assert not torch.equal(want.bfloat16().float(), want)
+
+
 @pytest.mark.parametrize(
     "spoiled",
     [{"_scale": torch.ones(6, 1).to(E4M3)}, {"_scale": torch.ones(6, 2)}, {"_scale_2": torch.ones(6)},
