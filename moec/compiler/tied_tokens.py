@@ -3,7 +3,7 @@ scores, and tokens that are equal have equal ones. Each implementation of a top-
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ def _scored(node: fx.Node) -> fx.Node | None:
     length, seen = str(scores.meta["val"].shape[dim]), [scores]
     for one in seen:  # which grows
         value = one.meta.get("val")
-        shape = value.shape if isinstance(value, Tensor) and value.is_floating_point() else ()
+        shape: Sequence[Any] = value.shape if isinstance(value, Tensor) and value.is_floating_point() else ()
         wide = len(shape) > 1 and isinstance(shape[-1], int) and shape[-1] > 1
         if one.op == "call_function" and wide and str(shape[-2]) == length:
             return one

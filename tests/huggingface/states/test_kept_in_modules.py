@@ -39,7 +39,10 @@ def test_a_call_leaves_nothing_behind_though_it_fails() -> None:
 
 
 def test_a_module_may_keep_two_states() -> None:
-    module = Keeps()
+    class KeepsTwo(Keeps):
+        recurrent_states: torch.Tensor | None = None
+
+    module = KeepsTwo()
     module.recurrent_states = None
     places = {NAME: (module, "conv1d_state"), "past_key_values.1.recurrent_state": (module, "recurrent_states")}
     before = dict(vars(module))
