@@ -28,9 +28,12 @@ def explained_by_ties(program: Program, source: Source) -> Iterator[None]:
     try:
         yield
     except MoecError as error:
-        tied = next(filter(None, map(_tied, _routers(program))), "") if error.code == "M101" else ""
-        fix = _FIX if tied else _PLACES
-        tied = tied or (tied_tokens(program, source) if error.code == "M101" else "")
+        tied, fix = "", _FIX
+        if error.code == "M101":
+            with suppress(Exception):  # what went wrong is the engine, whatever becomes of its explanation
+                tied = next(filter(None, map(_tied, _routers(program))), "")
+                if not tied:
+                    tied, fix = tied_tokens(program, source), _PLACES
         if not tied:
             raise
         raise MoecError("M101", f"{error.what}; {tied}", error.where, f"{error.fix}; {fix}") from error

@@ -18,6 +18,8 @@ from moec.layouts.serving_sizes import ExpertSizes, expert_sizes, lacking_in_ten
 
 _BITS, _GROUPS = (4, 8), (32, 64, 128)
 _EXPERTS = r"\.experts("
+_EXPERT = ".experts."  # and not `.shared_experts.`, which are dense
+_PACKED = (".weight_scale", ".qweight")
 _NVFP4, _OF_MODELOPT = "nvfp4-pack-quantized", "FP8"
 
 
@@ -52,8 +54,19 @@ def _by_servers(folder: Path) -> list[Serving]:
     return [*first, _by_vllm(folder, bool(config.get("auto_map")), packed, sizes)]
 
 
+def _packs_experts(folder: Path) -> bool:
+    """Whether experts of any layer are quantized, by the names of the tensors."""
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:  # type: ignore[no-untyped-call]
+            if any(_EXPERT in name and name.endswith(_PACKED) for name in tensors.keys()):  # noqa: SIM118
+                return True
+    return False
+
+
 def _by_tensorrt_llm(folder: Path, packed: Mapping[str, Any], sizes: ExpertSizes | None) -> Serving:
-    nvfp4 = any(stored.form == _NVFP4 and stored.experts for stored in _by_modelopt(packed, sizes is not None))
+    nvfp4 = any(stored.form == _NVFP4 and stored.experts for stored in _by_modelopt(packed, _packs_experts(folder)))
     lacks = lacking_in_tensorrt_llm(sizes) if sizes is not None and nvfp4 else ()
     return Serving("TensorRT-LLM", f"trtllm-serve {shlex.quote(str(folder))}", ("it was not run", *lacks))
 
@@ -63,22 +76,22 @@ def _by_vllm(folder: Path, own_code: bool, packed: Mapping[str, Any] | None, siz
     if sizes is not None and not own_code:
         parallel = "--tensor-parallel-size N --enable-expert-parallel"
         notes.append(f"on several GPUs add {parallel}; vLLM's CPU build (0.32) crashes with the latter")
-    lacks = dict.fromkeys(_lacking(packed, sizes)) if packed else ()
+    lacks = dict.fromkeys(_lacking(packed, sizes, _packs_experts(folder))) if packed else ()
     return Serving("vLLM", f"vllm serve {shlex.quote(str(folder))}", (*notes, *lacks))
 
 
-def _lacking(packed: Mapping[str, Any], sizes: ExpertSizes | None) -> Iterator[str]:
-    """What of packed weights vLLM has no kernel for."""
-    method, mixture = packed["quant_method"], sizes is not None
+def _lacking(packed: Mapping[str, Any], sizes: ExpertSizes | None, experts: bool) -> Iterator[str]:
+    """What of packed weights vLLM has no kernel for; `experts`: whether any are packed."""
+    method = packed["quant_method"]
     forms = {"gptq": _by_gptq, "modelopt": _by_modelopt}
-    for stored in forms.get(method, _by_compressed_tensors)(packed, mixture):
+    for stored in forms.get(method, _by_compressed_tensors)(packed, experts):
         if stored.form:
             yield from _of_floats(stored)
         else:
             yield from _of_integers(stored, method == "gptq", sizes)
-        if sizes is not None and stored.experts:
-            yield from lacking_in_vllm(sizes, stored.group or 0, bool(stored.form))
-    named = [g for g in packed.get("config_groups", {}).values() if any("experts" in target for target in g["targets"])]
+        if sizes is not None and stored.experts and stored.form in ("", _NVFP4):
+            yield from lacking_in_vllm(sizes, stored.group or 0, stored.form == _NVFP4)
+    named = [g for g in packed.get("config_groups", {}).values() if _names_experts(g)]
     if method == "compressed-tensors" and len({str(group["weights"]) for group in named}) > 1:
         yield "transformers (5.23) reads all experts in one width, others wrongly: quantize those of all layers alike"
 
@@ -129,37 +142,40 @@ class _Stored:
     form: str = ""
 
 
-def _by_modelopt(packed: Mapping[str, Any], mixture: bool) -> Iterator[_Stored]:
+def _by_modelopt(packed: Mapping[str, Any], packs_experts: bool) -> Iterator[_Stored]:
     """One algorithm for all that is not left out, or one for each module."""
     layers = packed.get("quantized_layers") or {"": {"quant_algo": packed["quant_algo"]}}
-    left = any(".experts" in name for name in packed["ignore"])
     for algorithm in dict.fromkeys(layer["quant_algo"] for layer in layers.values()):
         names = [name for name, layer in layers.items() if layer["quant_algo"] == algorithm]
-        experts = mixture and any(".experts." in name if name else not left for name in names)
+        experts = packs_experts and any(not name or _EXPERT in name for name in names)
         four = "NVFP4" in algorithm
         yield _Stored(4 if four else 8, 16 if four else 0, True, experts, False, True, _NVFP4 if four else _OF_MODELOPT)
 
 
-def _by_compressed_tensors(packed: Mapping[str, Any], mixture: bool) -> Iterator[_Stored]:
-    left = any("experts" in name for name in packed["ignore"])
+def _by_compressed_tensors(packed: Mapping[str, Any], packs_experts: bool) -> Iterator[_Stored]:
+    """By its groups; that of most modules has the experts, too, where any are packed."""
     for group in packed["config_groups"].values():
         weights = group["weights"]
-        named = any("experts" in target for target in group["targets"])
-        experts = mixture and (named or ("Linear" in group["targets"] and not left))
+        experts = packs_experts and (_names_experts(group) or "Linear" in group["targets"])
         head = any(target.endswith("lm_head") for target in group["targets"])
         others = any(not target.endswith("lm_head") for target in group["targets"])
         form = group["format"] if weights["type"] == "float" else ""
         yield _Stored(weights["num_bits"], weights["group_size"], weights["symmetric"], experts, head, others, form)
 
 
-def _by_gptq(packed: Mapping[str, Any], mixture: bool) -> Iterator[_Stored]:
+def _names_experts(group: Mapping[str, Any]) -> bool:
+    """Whether a group of the compressed-tensors form has the experts of a layer by name, with a pattern's backslash."""
+    return any(_EXPERT in target.replace("\\", "") for target in group["targets"])
+
+
+def _by_gptq(packed: Mapping[str, Any], packs_experts: bool) -> Iterator[_Stored]:
     """By the rules of `moec.huggingface.saving.gptq_config`."""
     rules = packed["dynamic"]
     plain = any(rule.startswith("-:") and r"\d+" in rule and _EXPERTS in rule for rule in rules)
     named = {rule: own for rule, own in rules.items() if rule.startswith("+:")}
     head = next((rule for rule in named if rule.startswith("+:lm_head")), "")
     for rule, own in {"": packed, **named}.items():
-        experts = mixture and (_EXPERTS in rule if rule else not plain)
+        experts = packs_experts and (_EXPERTS in rule if rule else not plain)
         here = packed["lm_head"] and rule == head
         yield _Stored(own["bits"], own["group_size"], own["sym"], experts, here, not here or not rule)
 

@@ -11,8 +11,10 @@ import torch
 import moec
 from moec.compiler.tied_routers import explained_by_ties
 from moec.errors import MoecError
+from moec.frontend.module_source import ModuleSource
 from moec.pipeline.pipeline import Pipeline
 from tests import zoo
+from tests.compiler.test_tied_tokens import Depths
 from tests.mixtures import Loop, mixture, source_of
 
 UNEQUAL = MoecError("M101", "the engine differs", "output", "find the cause")
@@ -56,3 +58,19 @@ def test_shards_of_one_network_share_a_row_and_are_taken_together(tmp_path: Path
 def test_another_error_and_another_router_stay_as_they_are() -> None:
     other = MoecError("M104", "not reached", "experts", "try others")
     assert said(tied(), other) is other and said(mixture(Loop)) is UNEQUAL and said(tied()) is not UNEQUAL
+
+
+def test_an_explanation_that_fails_leaves_the_error_as_it_is() -> None:
+    class Unsampled(ModuleSource):
+        def sample(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("no sample")
+
+    torch.manual_seed(0)
+    found = source_of(Depths(places=False))
+    program = found.capture()
+    with pytest.raises(MoecError, match="some that are equal"), explained_by_ties(program, found):
+        raise UNEQUAL
+    found.__class__ = Unsampled
+    with pytest.raises(MoecError) as caught, explained_by_ties(program, found):
+        raise UNEQUAL
+    assert caught.value is UNEQUAL

@@ -13,6 +13,8 @@ from moec.layouts.serving import serving_of
 from moec.pipeline.pipeline import Pipeline
 from tests import zoo
 
+LEFT = "{'*.0.mlp.experts.*': 16}"  # the experts of one layer stay floats
+
 
 def notes(name: str, passes: str, folder: Path, hf_format: str = "compressed-tensors") -> str:
     program = Pipeline.parse(passes).run(zoo.captured(name))[0]
@@ -36,13 +38,15 @@ def notes(name: str, passes: str, folder: Path, hf_format: str = "compressed-ten
             "mixtral",
             "quantize(bits=8, format=fp8, lm_head=16)",
             ["for FP8", "format=nvfp4"],
-            ["groups", "8 bits: write"],
+            ["groups", "8 bits: write", "NVFP4 on GPUs"],
         ),
         ("llama", "quantize(bits=4, format=nvfp4, lm_head=16)", ["for NVFP4"], ["groups", "activations"]),
         ("mixtral", "quantize(bits=4, format=nvfp4, lm_head=16)", ["Marlin", "experts=16"], ["wants"]),
         ("mixtral", "quantize(bits=4, format=nvfp4, lm_head=16, experts=16)", ["for NVFP4"], ["Marlin", "hidden"]),
         ("mixtral", "quantize(bits=4, group=16, rules={'*.0.mlp.experts.*': 8})", ["experts in one width"], ["zero"]),
         ("mixtral", "quantize(bits=4, group=16, lm_head=16, experts=16)", ["groups of 16"], ["Marlin", "WNA16"]),
+        ("deepseek_v2", "quantize(bits=4, format=nvfp4, lm_head=16, experts=16)", ["for NVFP4"], ["Marlin"]),
+        ("mixtral", f"quantize(bits=4, format=nvfp4, lm_head=16, rules={LEFT})", ["Marlin"], ["wants"]),
     ],
 )
 def test_what_vllm_lacks_is_said(name: str, passes: str, said: list[str], unsaid: list[str], tmp_path: Path) -> None:
@@ -84,6 +88,7 @@ def test_what_vllm_lacks_for_gptqs_form_is_said(
             ["'TRTLLM'", "512", "64 divides, not 48"],
             ["10 experts"],
         ),
+        ("mixtral", f"quantize(bits=4, format=nvfp4, lm_head=16, rules={LEFT})", ["'TRTLLM'", "Marlin"], []),
         ("mixtral", "quantize(bits=4, format=nvfp4, lm_head=16, experts=16)", ["for NVFP4"], ["'TRTLLM'", "Marlin"]),
     ],
 )
@@ -103,6 +108,13 @@ def test_experts_in_groups_of_32_have_few_kernels(symmetric: bool, top_k: int, s
     passes = f"quantize(bits=4, group=32, lm_head=16, symmetric={symmetric})"
     save_hf(Pipeline.parse(passes).run(source.capture())[0], tmp_path / "out", source)
     assert said in "; ".join(serving_of(tmp_path / "out", None)[0].notes)
+
+
+def test_shared_experts_that_stay_floats_are_no_experts(tmp_path: Path) -> None:
+    source = HuggingFaceSource.from_model(zoo.build("deepseek_v2", moe_intermediate_size=32))
+    passes = "quantize(bits=4, format=nvfp4, lm_head=16, dense=16)"
+    save_hf(Pipeline.parse(passes).run(source.capture())[0], tmp_path / "out", source)
+    assert "Marlin" in "; ".join(serving_of(tmp_path / "out", None)[0].notes)
 
 
 def test_a_file_without_a_vocabulary_is_not_for_texts(tmp_path: Path) -> None:

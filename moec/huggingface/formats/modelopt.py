@@ -89,8 +89,9 @@ def _refuse_others(plain: Mapping[str, Weight]) -> None:
 
 def _fp8(name: str, stored: Mapping[str, Weight]) -> Weight:
     scale = stored.get(name + SCALE)
-    if scale is not None and scale.shape == stored[name].shape[:1]:
-        scale = whole("column", lambda one: one.reshape(-1, 1), scale)
+    if scale is not None and are_scales(scale):  # else it is refused
+        column = scale.shape == stored[name].shape[:1]
+        scale = whole("scales", lambda own: own.float().reshape(-1, 1) if column else own.float(), scale)
     return fp8_numbers(name, stored[name], scale)
 
 

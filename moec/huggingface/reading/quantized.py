@@ -38,7 +38,7 @@ def decoder_of(config: Mapping[str, Any], folder: Path) -> Decode | None:
     given, file = config.get("quantization_config"), folder / "config.json"
     if not given:
         given, file = _beside(folder), folder / FILE
-    if not given:
+    if not given or _rounds_caches_alone(given):
         return None
     method = str(given.get("quant_method", "an unnamed method"))
     known: list[CheckpointFormat] = [registry.find("formats", name)() for name in registry.names("formats")]
@@ -61,6 +61,13 @@ def _beside(folder: Path) -> dict[str, Any] | None:
             "M204", f"it is not readable: {error}", str(folder / FILE), "download the file again"
         ) from error
     return {"quant_method": METHOD, **found} if isinstance(found, dict) else None
+
+
+def _rounds_caches_alone(given: Mapping[str, Any]) -> bool:
+    """Whether an entry in ModelOpt's form names a format of caches, as servers may keep them, and none of weights."""
+    inside = given.get("quantization", given)
+    named = isinstance(inside, dict) and any(inside.get(n) for n in ("quant_algo", "quantized_layers", "config_groups"))
+    return given.get("quant_method") == METHOD and isinstance(inside, dict) and not named
 
 
 def _why_not(form: CheckpointFormat, given: Mapping[str, Any]) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from moec.errors import MoecError
 from moec.huggingface.operators.padding import PADDING, Padding
 from moec.program.decoder_signature import past_name
 
 _KEPT = {"conv1d_state": "conv_state", "recurrent_states": "recurrent_state"}  # attribute -> kind of state
+_WAY_OUT = "compile its forward alone with --no-cache"
 Place = tuple[nn.Module, str]
 
 
@@ -24,10 +26,21 @@ def state_in(path: str, attribute: str) -> str:
 
 
 def places_in_modules(model: Any) -> dict[str, Place]:
-    """Where the modules of a model keep states, by the names of a signature."""
-    modules = model.named_modules() if isinstance(model, nn.Module) else ()
-    found = ((state_in(path, name), (m, name)) for path, m in modules for name in vars(m) if name in _KEPT)
-    return {name: place for name, place in found if name}
+    """Where the modules of a model keep states, by the names of a signature.
+
+    Raises:
+        MoecError: M206 for two states of one name, as two stacks of layers have them.
+    """
+    found: dict[str, tuple[str, Place]] = {}
+    for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        for attribute in [name for name in vars(module) if name in _KEPT]:
+            name = state_in(path, attribute)
+            if name in found:
+                what = f"both {found[name][0]!r} and {path!r} keep a state that is {name} in a signature"
+                raise MoecError("M206", what, f"{path}.{attribute}", _WAY_OUT)
+            if name:
+                found[name] = path, (module, attribute)
+    return {name: place for name, (_, place) in found.items()}
 
 
 @contextmanager
@@ -44,7 +57,7 @@ def held_in(places: Mapping[str, Place], states: Mapping[str, Tensor], padding: 
         for name in states:
             module, attribute = places[name]
             setattr(module, attribute, None)
-            delattr(module, PADDING)
+            vars(module).pop(PADDING, None)  # once for a module of two states
 
 
 def taken_from(places: Mapping[str, Place]) -> dict[str, Tensor]:

@@ -47,6 +47,16 @@ def test_fp8_has_one_scale_or_one_a_row(shape: tuple[int, ...]) -> None:
     assert torch.equal(decoded(**{"": codes, "_scale": scale}), want)
 
 
+@pytest.mark.parametrize("shape", [(), (6,), (6, 1)])
+def test_fp8_is_float32_though_its_scale_has_16_bits(shape: tuple[int, ...]) -> None:
+    """Products in the dtype of the scale are rounded."""
+    codes, scale = numbers(6, 32).to(E4M3), (numbers(*shape).abs() + 0.1).bfloat16()
+    want = codes.float() * (scale.float().reshape(-1, 1) if shape else scale.float())
+    found = decoded(**{"": codes, "_scale": scale})
+    assert found.dtype == torch.float32 and torch.equal(found, want)
+    assert not torch.equal(want.bfloat16().float(), want)
+
+
 @pytest.mark.parametrize(
     "spoiled",
     [{"_scale": torch.ones(6, 1).to(E4M3)}, {"_scale": torch.ones(6, 2)}, {"_scale_2": torch.ones(6)},
@@ -84,3 +94,19 @@ def test_other_algorithms_are_refused_by_name(said: dict[str, Any], words: str, 
     with pytest.raises(MoecError, match=words) as caught:
         open_source(str(folder))
     assert caught.value.code == "M206"
+
+
+@pytest.mark.parametrize("file", ["hf_quant_config.json", "config.json"])
+def test_a_format_of_caches_alone_leaves_the_weights_as_they_are(file: str, copied: Saved) -> None:
+    folder = copied("llama")
+    config, want = json.loads((folder / "config.json").read_text()), open_source(str(folder))
+    said = {"quant_algo": None, "kv_cache_quant_algo": "FP8"}
+    beside = {"producer": {"name": "modelopt"}, "quantization": said}
+    inside = {**config, "quantization_config": {"quant_method": "modelopt", **said}}
+    (folder / file).write_text(json.dumps(inside if file == "config.json" else beside))
+    found, own = (each.origin.checkpoint.weights for each in (open_source(str(folder)), want))  # type: ignore[attr-defined]
+    assert found.keys() == own.keys() and all(torch.equal(found[name].load(), own[name].load()) for name in own)
+    beside["quantization"] = inside["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "FP8"}
+    (folder / file).write_text(json.dumps(inside if file == "config.json" else beside))
+    with pytest.raises(MoecError, match="no weight is in small floats"):
+        open_source(str(folder))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from moec.errors import MoecError
 from moec.huggingface.states.kept_in_modules import held_in, places_in_modules, state_in, taken_from
 
 NAME = "past_key_values.1.conv_state"
@@ -35,3 +36,24 @@ def test_a_call_leaves_nothing_behind_though_it_fails() -> None:
     with pytest.raises(ValueError, match="fails"), held_in(places, {NAME: torch.ones(2)}, None):
         raise ValueError("fails")
     assert vars(module) == before
+
+
+def test_a_module_may_keep_two_states() -> None:
+    class KeepsTwo(Keeps):
+        recurrent_states: torch.Tensor | None = None
+
+    module = KeepsTwo()
+    module.recurrent_states = None
+    places = {NAME: (module, "conv1d_state"), "past_key_values.1.recurrent_state": (module, "recurrent_states")}
+    before = dict(vars(module))
+    with held_in(places, dict.fromkeys(places, torch.ones(2)), None):
+        assert len(taken_from(places)) == 2
+    assert vars(module) == before
+
+
+def test_two_stacks_whose_states_have_one_name_are_refused() -> None:
+    one, two = (nn.ModuleList([nn.Linear(2, 2), Keeps()]) for _ in range(2))
+    with pytest.raises(MoecError, match=r"both 'one\.1' and 'two\.1'") as caught:
+        places_in_modules(nn.ModuleDict({"one": one, "two": two}))
+    assert caught.value.code == "M206"
+    assert len(places_in_modules(nn.ModuleDict({"one": one}))) == 1
