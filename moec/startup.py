@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ def late(*names: str) -> Iterator[None]:
     ever. A package that is here already is left alone, and no stand-in stays in `sys.modules`.
     """
     stand_ins = {name: _StandIn(name) for name in names if name not in sys.modules}
+    for name in [name for name in stand_ins if "." not in name]:  # of another's the parent would be imported
+        stand_ins[name].__spec__ = importlib.util.find_spec(name)  # which torch._dynamo asks for
     sys.modules.update(stand_ins)
     try:
         yield

@@ -153,3 +153,12 @@ def _printed(code: str, *arguments: str) -> str:
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def test_torch_export_is_imported_first_of_all_and_without_networkx() -> None:
+    """torch._dynamo asks where networkx lies; whatever imported it before would hide that."""
+    code = (
+        "from moec.frontend.export import import_export; import_export(); import sys; print('networkx' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "False", done.stderr
