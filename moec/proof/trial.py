@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from moec.execution.engine import Engine
+from moec.execution.streaming import StreamingEngine
 from moec.program.signature import Sample, sizes_of
 from moec.proof.subject import Subject
 
@@ -33,6 +34,11 @@ class Trial:
     def reference(self) -> Engine:
         """What the engine is compared with, opened once."""
         return self.subject.open_reference()
+
+    @cached_property
+    def untouched(self) -> Engine:
+        """The model as it was captured, whatever the engine is compared with."""
+        return self.reference if self.subject.against is None else StreamingEngine(self.subject.captured)
 
     def once(self, find: Callable[[Trial], T]) -> T:
         """`find(trial)`, run by the first check that asks; others get the same result."""

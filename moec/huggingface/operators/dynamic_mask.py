@@ -9,13 +9,12 @@ sees: else nothing is ever left out.
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moec.huggingface.operators.proven import apart, modules_like, require_same
+from moec.huggingface.operators.proven import apart, modules_like, take_over
 
 _PARTS = ("prepare_dynamic_mask", "keep_window_size", "dt_proj")
 _HEADS, _TOKENS, _KEYS, _KEPT = 2, 4, (3, 5, 9), 5  # of the drawn numbers
@@ -30,11 +29,7 @@ def adapt_dynamic_mask(model: Any) -> int:
     found = modules_like(model, _PARTS)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     cut = {path: module for path, module in found.items() if context is None or module.keep_window_size < context}
-    for path, module in cut.items():
-        require_same(_difference(module), path, module)
-    for module in cut.values():
-        module.prepare_dynamic_mask = MethodType(_mask, module)
-    return len(cut)
+    return take_over(cut, "prepare_dynamic_mask", _mask, _difference)
 
 
 def _mask(

@@ -9,14 +9,13 @@ It is used where it says what the module itself says, on drawn numbers.
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moec.huggingface.operators.padding import PADDING
-from moec.huggingface.operators.proven import apart, modules_like, require_same
+from moec.huggingface.operators.proven import apart, modules_like, take_over
 
 _PARTS = ("_rnn_scan", "recurrent_param", "recurrent_gate_weight")
 _SHORTEST, _LONGEST = 1e-30, 200.0  # steps: after the longest, float32 has nothing left of a state
@@ -29,12 +28,7 @@ def adapt_gated_recurrence(model: nn.Module) -> int:
     Raises:
         MoecError: M206 when one has the parts of a known one and computes something else.
     """
-    found = modules_like(model, _PARTS)
-    for path, module in found.items():
-        require_same(_difference(module), path, module)
-    for module in found.values():
-        module._rnn_scan = MethodType(_scan, module)
-    return len(found)
+    return take_over(modules_like(model, _PARTS), "_rnn_scan", _scan, _difference)
 
 
 def _scan(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.huggingface.operators.attention import PADDING_LOOKS
-from moec.huggingface.operators.proven import apart, modules_like, require_same, small_instance
+from moec.huggingface.operators.proven import apart, modules_like, small_instance, take_over
 
 _CALL = ["hidden_states", "kwargs"]
 _PARTS = ("router_gate", "down_embed", "up_embed", "num_keys", "top_k", "norm_topk_prob", "act_fn", "gate_proj")
@@ -38,10 +38,8 @@ def adapt_product_keys(model: nn.Module) -> int:
         MoecError: M206 when one has the parts of a known one and computes something else.
     """
     found = product_keys_of(model)
-    for path, module in found.items():
-        require_same(_difference(module, model.config), path, module)
+    take_over(found, "forward", _forward, lambda module: _difference(module, model.config))
     for module in found.values():
-        module.forward = MethodType(_forward, module)
         setattr(module, PADDING_LOOKS, True)
     return len(found)
 

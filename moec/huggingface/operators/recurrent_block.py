@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from moec.huggingface.operators.gated_recurrence import adapt_gated_recurrence
 from moec.huggingface.operators.padding import PADDING, Padding, behind
-from moec.huggingface.operators.proven import apart, draw, modules_like, require_same
+from moec.huggingface.operators.proven import apart, draw, modules_like, take_over
 
 _PARTS = ("linear_x", "linear_y", "linear_out", "conv_1d", "conv1d_width", "rg_lru", "act_fn")
 _BATCH, _HIDDEN, _HEADS = 2, 12, 2  # of the small copy
@@ -31,12 +31,7 @@ def adapt_recurrent_blocks(model: nn.Module) -> int:
     Raises:
         MoecError: M206 when one has the parts of a known one and computes something else.
     """
-    found = modules_like(model, _PARTS)
-    for path, module in found.items():
-        require_same(_difference(module), path, module)
-    for module in found.values():
-        module.forward = MethodType(_forward, module)
-    return len(found)
+    return take_over(modules_like(model, _PARTS), "forward", _forward, _difference)
 
 
 def _forward(

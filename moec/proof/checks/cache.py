@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar, Self
 
 from moec.errors import MoecError
-from moec.execution.engine import Engine
 from moec.execution.streaming import StreamingEngine
 from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs, fixed_inputs
 from moec.program.encoder_decoder import is_cross_decoder
@@ -155,7 +153,7 @@ def _consistent(
     peer = StreamingEngine(program) if program.by_call else None
     try:
         found = check_consistency(
-            engine, sample, tolerance, peer, part, decided, text, untouched=partial(_untouched, trial)
+            engine, sample, tolerance, peer, part, decided, text, untouched=lambda: trial.untouched
         )
     except MoecError as error:
         what = f"{engine.name} cannot take a text in chunks and token by token: {error.what}"
@@ -170,7 +168,7 @@ def _consistent(
     model = StreamingEngine(program) if program.approximate or subject.streamed else trial.reference
     ways = {ONE_GO: (text.sizes[SEQUENCE],), **{way.name: way.steps for way in failed}}
     again = check_consistency(
-        engine, sample, tolerance, model, part, decided, ways=ways, untouched=partial(_untouched, trial)
+        engine, sample, tolerance, model, part, decided, ways=ways, untouched=lambda: trial.untouched
     )
     return _with(found, again) if again.ok else found
 
@@ -186,14 +184,8 @@ def _moved(
     if not calls:
         return ()
     bound = Tolerance(found.tolerance)
-    own = check_consistency(_untouched(trial), sample, bound, compared=part, text=text, ways=calls).ways
+    own = check_consistency(trial.untouched, sample, bound, compared=part, text=text, ways=calls).ways
     return tuple(way for way, alone in zip(failed, own, strict=True) if moves(alone.deviation, found.tolerance))
-
-
-def _untouched(trial: Trial) -> Engine:
-    subject = trial.subject
-    whole = subject.reference == "full" and subject.against is None
-    return trial.reference if whole else StreamingEngine(subject.captured)
 
 
 def _with(found: Consistency, again: Consistency) -> Consistency:

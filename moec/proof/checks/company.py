@@ -15,7 +15,6 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.execution.streaming import StreamingEngine
 from moec.program.decoder_signature import IDS, LOGITS, MASK, text_inputs
 from moec.program.moe_call import moe_nodes
 from moec.program.signature import Input, Sample
@@ -71,8 +70,7 @@ class Company(Check):
         found = texts.deviations(trial.engine)
         own = list[float]()
         if any(not at_most(d, allowed) for d in found):  # the model itself may hang on it
-            streamed = subject.streamed or subject.against is not None
-            own = texts.deviations(StreamingEngine(subject.captured) if streamed else trial.reference)
+            own = texts.deviations(trial.untouched)
         judged = {k: d for k, d in enumerate(found) if not own or at_most(own[k], allowed)}
         worst = max(judged, key=judged.__getitem__, default=None)
         if worst is None:
