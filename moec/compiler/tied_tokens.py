@@ -23,9 +23,9 @@ _ROUNDING = 1e-5  # of the largest number of a vector
 def tied_tokens(program: Program, source: Source) -> str:
     """What to say of a choice among tokens that hangs on a tie, for one of the inputs of a proof; empty where there is
     none."""
-    if not any(map(_chooses_tokens, program.nodes(_TOP))):
-        return ""
     scored = {node.name: _scored(node) for node in program.nodes(_TOP) if _chooses_tokens(node)}
+    if not scored:
+        return ""
     found: list[str] = []
     held: dict[str, Tensor] = {}
 
@@ -35,7 +35,7 @@ def tied_tokens(program: Program, source: Source) -> str:
         tokens = scored.get(node.name)
         if tokens is None:
             return
-        told = dict(zip(_PARAMETERS, args, strict=False)) | kwargs
+        told = _told(args, kwargs)
         for place in _ties(told["self"], int(told["k"]), int(told.get("dim", -1)), bool(told.get("largest", True))):
             if _equal(node, tokens, held[tokens.name], *place):
                 found.append(node.name)
@@ -55,9 +55,7 @@ def _chooses_tokens(node: fx.Node) -> bool:
     """Whether a top-k ranks along a size of the input: no token does so for its experts."""
     if node.target is not _TOP or chooses_keys(node):
         return False
-    told = dict(zip(_PARAMETERS, node.args, strict=False)) | node.kwargs
-    scores: Any = told["self"]
-    dim: Any = told.get("dim", -1)
+    scores, dim = _ranked(node)
     return not isinstance(scores.meta["val"].shape[dim], int)
 
 
@@ -77,8 +75,13 @@ def _scored(node: fx.Node) -> fx.Node | None:
 
 def _ranked(node: fx.Node) -> tuple[fx.Node, int]:
     """The scores of a top-k, and the dimension that it ranks, from the front."""
-    told: Mapping[str, Any] = dict(zip(_PARAMETERS, node.args, strict=False)) | node.kwargs
+    told = _told(node.args, node.kwargs)
     return told["self"], int(told.get("dim", -1)) % told["self"].meta["val"].dim()
+
+
+def _told(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a top-k by name."""
+    return {**dict(zip(_PARAMETERS, args, strict=False)), **kwargs}
 
 
 def _equal(node: fx.Node, tokens: fx.Node, value: Tensor, row: dict[int, int], first: int, second: int) -> bool:

@@ -50,8 +50,9 @@ def _by_servers(folder: Path) -> list[Serving]:
     config = json.loads((folder / "config.json").read_text("utf-8"))
     packed, sizes = config.get("quantization_config"), expert_sizes(config)
     of_modelopt = packed is not None and packed["quant_method"] == "modelopt"
-    first = [_by_tensorrt_llm(folder, packed, sizes)] if of_modelopt else []
-    return [*first, _by_vllm(folder, bool(config.get("auto_map")), packed, sizes)]
+    experts = packed is not None and _packs_experts(folder)
+    first = [_by_tensorrt_llm(folder, packed, sizes, experts)] if of_modelopt else []
+    return [*first, _by_vllm(folder, bool(config.get("auto_map")), packed, sizes, experts)]
 
 
 def _packs_experts(folder: Path) -> bool:
@@ -65,18 +66,20 @@ def _packs_experts(folder: Path) -> bool:
     return False
 
 
-def _by_tensorrt_llm(folder: Path, packed: Mapping[str, Any], sizes: ExpertSizes | None) -> Serving:
-    nvfp4 = any(stored.form == _NVFP4 and stored.experts for stored in _by_modelopt(packed, _packs_experts(folder)))
+def _by_tensorrt_llm(folder: Path, packed: Mapping[str, Any], sizes: ExpertSizes | None, experts: bool) -> Serving:
+    nvfp4 = any(stored.form == _NVFP4 and stored.experts for stored in _by_modelopt(packed, experts))
     lacks = lacking_in_tensorrt_llm(sizes) if sizes is not None and nvfp4 else ()
     return Serving("TensorRT-LLM", f"trtllm-serve {shlex.quote(str(folder))}", ("it was not run", *lacks))
 
 
-def _by_vllm(folder: Path, own_code: bool, packed: Mapping[str, Any] | None, sizes: ExpertSizes | None) -> Serving:
+def _by_vllm(
+    folder: Path, own_code: bool, packed: Mapping[str, Any] | None, sizes: ExpertSizes | None, experts: bool
+) -> Serving:
     notes = ["vLLM has no class for carved models, only transformers runs them"] if own_code else []
     if sizes is not None and not own_code:
         parallel = "--tensor-parallel-size N --enable-expert-parallel"
         notes.append(f"on several GPUs add {parallel}; vLLM's CPU build (0.32) crashes with the latter")
-    lacks = dict.fromkeys(_lacking(packed, sizes, _packs_experts(folder))) if packed else ()
+    lacks = dict.fromkeys(_lacking(packed, sizes, experts)) if packed else ()
     return Serving("vLLM", f"vllm serve {shlex.quote(str(folder))}", (*notes, *lacks))
 
 
