@@ -11,18 +11,16 @@ import onnx_ir as ir
 
 from moec.backends.onnx.attention import FLOAT, size_of
 from moec.backends.onnx.emit import DOMAIN, MICROSOFT, Emitter
-from moec.backends.onnx.next_window import emit_next_window, read_next_window
 
 OPERATOR, FUSED = "CausalConv", "CausalConvWithState"
 
 
-def lower_causal_convs(model: ir.Model, fused: bool = True, branches: bool = False) -> list[dict[str, str]]:
+def lower_causal_convs(model: ir.Model, fused: bool = True) -> list[dict[str, str]]:
     """Replace every `moec::CausalConv` node of the main graph, in place.
 
     Args:
         model: the graph.
         fused: take ONNX Runtime's operator; else standard ones alone.
-        branches: take the next window from that operator, which an `If` decides, see `next_window`.
 
     Returns:
         One record a node: `node`, `op`, `formulation` and `why`.
@@ -30,28 +28,22 @@ def lower_causal_convs(model: ir.Model, fused: bool = True, branches: bool = Fal
     nodes = [node for node in list(model.graph) if node.domain == DOMAIN and node.op_type == OPERATOR]
     if nodes and fused:
         model.opset_imports[MICROSOFT] = 1
-    return [_lower(model.graph, node, fused, fused and branches) for node in nodes]
+    return [_lower(model.graph, node, fused) for node in nodes]
 
 
-def _lower(graph: ir.Graph, node: ir.Node, fused: bool, branches: bool) -> dict[str, str]:
+def _lower(graph: ir.Graph, node: ir.Node, fused: bool) -> dict[str, str]:
     emit = Emitter(graph, node)
     x, window, weight, bias = [*node.inputs, None][:4]
     assert x is not None and window is not None and weight is not None
     dtype = x.dtype or FLOAT
     kernel = emit("Unsqueeze", emit.cast(weight, weight.dtype or dtype, dtype), emit.constant([1]))
     offset = None if bias is None else emit.cast(bias, bias.dtype or dtype, dtype)
-    following = read_next_window(window, x, node) if branches and window.dtype == dtype else None
-    have, want = size_of(window, 2), size_of(weight, 1) - 1
-    if following is not None and have > want:  # the operator keeps what its kernel reaches: zeros make that longer
-        kernel, want = emit("Pad", kernel, emit.constant([0, 0, have - want, 0, 0, 0])), have
-    before = _last(emit, emit.cast(window, window.dtype or dtype, dtype), have, want)
+    before = _last(emit, emit.cast(window, window.dtype or dtype, dtype), size_of(window, 2), size_of(weight, 1) - 1)
     silu = bool(node.attributes["silu"].as_int())
     if fused:
-        y, last = emit.several(
+        y, _ = emit.several(
             2, FUSED, x, kernel, offset, before, domain=MICROSOFT, activation="silu" if silu else "none"
         )
-        if following is not None:
-            emit_next_window(emit, following, last)
         emit.replace(y)
         return {"node": emit.name, "op": OPERATOR, "formulation": FUSED, "why": "one operator, fast at one token"}
     whole = emit("Concat", before, x, axis=2)

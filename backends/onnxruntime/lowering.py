@@ -42,7 +42,7 @@ def steps_for(target: Target, optimize_for: str = "latency", windows: Sequence[i
         Step("lower-attention", lower_attention, provider, windows, facts="attention"),
         Step("lower-linear-attention", lower_linear_attention, facts="linear_attention"),
         Step("lower-selective-scans", lower_selective_scans, facts="selective_scans"),
-        Step("lower-convolutions", lower_causal_convs, True, provider == "cpu", facts="convolutions"),
+        Step("lower-convolutions", lower_causal_convs, facts="convolutions"),
         Step(
             "lower-experts",
             lower_experts,
